@@ -1,0 +1,101 @@
+# Every command of the project. What runs here is what CI runs (.ci/run). `make` lists the targets.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+STACK ?= sqlite
+QUICK ?=
+ARGS ?=
+
+BIN := .venv/bin
+PY := $(BIN)/python
+READY := .venv/.saga-ready
+# A name of a Python 3.11 or newer; override with `make PYTHON=/path/to/python`.
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
+	command -v $$name >/dev/null && $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& { echo $$name; break; }; done)
+UV := $(shell command -v uv)
+CHECKED := $(wildcard saga examples benchmarks devservices tests)
+
+# The demo on servers needs their programs; on SQLite it needs Python packages only.
+SERVICES_sqlite :=
+SERVICES_postgres-rabbitmq := postgres rabbitmq
+WITH_SERVICES = $(if $(SERVICES_$(STACK)),$(PY) -m devservices run $(SERVICES_$(STACK)) --)
+
+.PHONY: help
+help: ## list the targets
+	@echo "make TARGET [STACK=sqlite|postgres-rabbitmq] [QUICK=1] [ARGS='...']"
+	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(READY): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found; install one or say PYTHON=/path/to/python"; exit 1; }
+ifneq ($(UV),)
+	@echo "set-up: virtual environment with $(UV)"
+	@test -x $(PY) || $(UV) venv --quiet --python $(PYTHON) .venv
+	@$(UV) pip install --quiet --python $(PY) --require-hashes -r requirements.lock
+	@$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation -e .
+else
+	@echo "set-up: virtual environment with pip ($(PYTHON)); the first time takes a minute or two"
+	@test -x $(PY) || $(PYTHON) -m venv .venv || { \
+		echo "set-up: this Python cannot make virtual environments; trying Debian's package for it"; \
+		rm -rf .venv; test "$$(id -u)" = 0 && apt-get update -qq </dev/null \
+		&& DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+			python$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv </dev/null \
+		&& $(PYTHON) -m venv .venv; }
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+endif
+	@touch $@
+
+.PHONY: setup
+setup: $(READY) ## make the virtual environment from the lock file (every other target does it by itself)
+
+.PHONY: demo
+demo: $(READY) ## run the money transfer's scenarios: make demo, make demo STACK=postgres-rabbitmq
+	$(if $(SERVICES_$(STACK)),@$(PY) -m devservices ensure $(SERVICES_$(STACK)))
+	@$(WITH_SERVICES) $(PY) -m examples.money_transfer demo --stack $(STACK) $(ARGS)
+
+.PHONY: test
+test: $(READY) ## provide PostgreSQL and RabbitMQ if possible and run every test: make test ARGS='-k outbox'
+	@$(PY) -m devservices ensure postgres rabbitmq $(if $(CI),,|| true)
+	@$(PY) -m pytest $(ARGS)
+
+.PHONY: features
+features: $(READY) ## run the tests, write build/features.json and list which rows of features.md are open
+	@$(PY) -m devservices ensure postgres rabbitmq || true
+	@mkdir -p build
+	@$(PY) -m pytest -q --features-json build/features.json $(ARGS) || echo "features: some tests failed, see above"
+	@$(PY) -m tests.plugins.features build/features.json
+
+.PHONY: lint
+lint: $(READY) ## ruff, mypy --strict, pyright on the public API, import contracts, our own source rules
+	@echo "lint: ruff"; $(BIN)/ruff check $(CHECKED)
+	@echo "lint: ruff format"; $(BIN)/ruff format --check $(CHECKED)
+	@echo "lint: mypy"; $(BIN)/mypy $(CHECKED)
+	@echo "lint: pyright --verifytypes saga"; PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --verifytypes saga --ignoreexternal
+	@echo "lint: import contracts"; $(BIN)/lint-imports
+	@echo "lint: source rules"; $(PY) -m devservices.lint
+
+.PHONY: format
+format: $(READY) ## sort imports and format the code
+	@$(BIN)/ruff check --select I --fix $(CHECKED)
+	@$(BIN)/ruff format $(CHECKED)
+
+.PHONY: bench
+bench: $(READY) ## measure against the naive form: make bench QUICK=1 STACK=postgres-rabbitmq
+	$(if $(SERVICES_$(STACK)),@$(PY) -m devservices ensure $(SERVICES_$(STACK)))
+	@$(WITH_SERVICES) $(PY) -m benchmarks $(if $(QUICK),--quick) --stack $(STACK) $(ARGS)
+
+.PHONY: lock
+lock: $(READY) ## re-make requirements.lock from pyproject.toml: make lock ARGS=--upgrade
+	@$(or $(UV),$(BIN)/uv) pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-annotate --custom-compile-command 'make lock' --quiet \
+		--output-file requirements.lock $(ARGS)
+	@! grep -nE '^(--|[^#].*://)' requirements.lock || { echo "lock: an index address got into requirements.lock"; exit 1; }
+	@echo "lock: $$(grep -c == requirements.lock) packages"
+
+.PHONY: clean
+clean: ## remove everything that these targets made
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find saga examples benchmarks devservices tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,24 @@
+"""Servers for tests, demo and benchmarks: a given URL, else Docker, else programs of this machine (never shipped).
+
+from devservices import start_postgres
+with start_postgres() as server:
+    server.url, server.version, server.create_database("orders")
+"""
+
+from devservices.base import NotControllable, Origin, Service, Unavailable
+from devservices.postgres import LocalPostgres, Postgres
+from devservices.provide import start_postgres, start_rabbitmq
+from devservices.rabbitmq import LocalRabbitMq, RabbitMq
+
+__all__ = [
+    "LocalPostgres",
+    "LocalRabbitMq",
+    "NotControllable",
+    "Origin",
+    "Postgres",
+    "RabbitMq",
+    "Service",
+    "Unavailable",
+    "start_postgres",
+    "start_rabbitmq",
+]

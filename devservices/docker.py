@@ -1,0 +1,104 @@
+"""The same services from containers, where a Docker engine answers."""
+
+from __future__ import annotations
+
+import os
+import socket
+import warnings
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+from urllib.parse import urlsplit
+
+from devservices.base import Origin, Unavailable
+from devservices.postgres import Postgres
+from devservices.rabbitmq import RabbitMq
+
+_POSTGRES_IMAGE = "postgres:17-alpine"
+_RABBITMQ_IMAGE = "rabbitmq:4-alpine"
+_PING_SECONDS_MAX = 2
+
+
+@cache
+def engine_problem() -> str | None:
+    """Return why no Docker engine can be used, or None if one answers. Asked once per process."""
+    try:
+        # Ask the socket first: the client takes longer to fail, and leaves its own socket open when it does.
+        _knock(os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock")
+        import docker
+
+        client = docker.from_env(timeout=_PING_SECONDS_MAX)
+        try:
+            client.ping()
+        finally:
+            client.close()
+    except (
+        Exception
+    ) as error:  # the client raises what its transport raises; whatever it is, there is no engine
+        return f"no Docker engine answers ({type(error).__name__})"
+    return None
+
+
+def _knock(address: str) -> None:
+    parts = urlsplit(address)
+    if parts.scheme == "unix":
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(_PING_SECONDS_MAX)
+            probe.connect(parts.path)
+    elif parts.scheme == "tcp":
+        socket.create_connection((parts.hostname, parts.port or 2375), timeout=_PING_SECONDS_MAX).close()
+
+
+def docker_postgres() -> Postgres:
+    """Start PostgreSQL in a container."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from testcontainers.postgres import PostgresContainer
+
+        container = PostgresContainer(_POSTGRES_IMAGE, driver="asyncpg").with_command(
+            "postgres -c shared_preload_libraries=pg_stat_statements -c max_connections=200"
+        )
+        _start(container)
+    server = _DockerPostgres(container.get_connection_url(), container.stop)
+    server.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
+    return server
+
+
+def docker_rabbitmq() -> RabbitMq:
+    """Start RabbitMQ in a container."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from testcontainers.rabbitmq import RabbitMqContainer
+
+        container = RabbitMqContainer(_RABBITMQ_IMAGE)
+        _start(container)
+    host, port = container.get_container_host_ip(), container.get_exposed_port(container.port)
+    url = f"amqp://{container.username}:{container.password}@{host}:{port}/"
+    return _DockerRabbitMq(url, container.stop)
+
+
+class _DockerPostgres(Postgres):
+    def __init__(self, url: str, end: Callable[[], None]) -> None:
+        self._end = end
+        super().__init__(url, Origin.DOCKER)
+
+    def close(self) -> None:
+        self._end()
+
+
+class _DockerRabbitMq(RabbitMq):
+    def __init__(self, url: str, end: Callable[[], None]) -> None:
+        self._end = end
+        super().__init__(url, Origin.DOCKER)
+
+    def close(self) -> None:
+        self._end()
+
+
+def _start(container: Any) -> None:
+    try:
+        container.start()
+    except Exception as error:  # no image, no network, no space: the next way is tried, with this reason
+        raise Unavailable(
+            f"Docker answers but starting {container.image} failed ({type(error).__name__})"
+        ) from error

@@ -1,0 +1,291 @@
+"""PostgreSQL for tests: one server given, in Docker or started here, with fresh databases and roles on request."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pwd
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import asyncpg
+
+from devservices.base import NotControllable, Origin, Service, Unavailable
+from devservices.processes import ServerProcess, free_port, guard
+
+_DRIVER = "postgresql+asyncpg"
+_CONNECT_SECONDS_MAX = 10.0
+_Result = TypeVar("_Result")
+
+# fsync stays on: crash tests must see what a real commit does. pg_stat_statements counts statements and commits.
+_CONFIGURATION = """
+port = {port}
+listen_addresses = '127.0.0.1'
+unix_socket_directories = '{directory}'
+shared_preload_libraries = 'pg_stat_statements'
+pg_stat_statements.max = 10000
+max_connections = 200
+shared_buffers = 128MB
+fsync = on
+synchronous_commit = on
+log_timezone = 'UTC'
+timezone = 'UTC'
+"""
+
+
+class Postgres(Service):
+    """A PostgreSQL server that we may make databases and roles on. `url` names its maintenance database."""
+
+    name: ClassVar[str] = "PostgreSQL"
+
+    def __init__(self, url: str, origin: Origin) -> None:
+        self.origin = origin
+        self.url = _with_driver(url)
+        self.version = self._read_version()
+        self._templates: dict[str, str] = {}
+
+    def database_url(self, database: str, *, role: str | None = None, password: str | None = None) -> str:
+        """Return the address of a database of this server, for the administrator or for another role."""
+        parts = urlsplit(self.url)
+        netloc = parts.netloc
+        if role is not None:
+            user = quote(role, safe="") + (f":{quote(password, safe='')}" if password else "")
+            netloc = f"{user}@{netloc.rpartition('@')[2]}"
+        return urlunsplit((parts.scheme, netloc, f"/{quote(database, safe='')}", parts.query, ""))
+
+    def create_database(
+        self, name: str | None = None, *, template: str = "template0", owner: str | None = None
+    ) -> str:
+        """Make a database (a fresh name unless one is given) and return its address."""
+        name = name or f"saga_{secrets.token_hex(6)}"
+        statement = f"CREATE DATABASE {quoted(name)} TEMPLATE {quoted(template)}"
+        self.execute(statement + (f" OWNER {quoted(owner)}" if owner else ""))
+        return self.database_url(name)
+
+    def drop_database(self, url_or_name: str) -> None:
+        """Drop a database, also while connections to it are open. A missing one is fine."""
+        name = database_name(url_or_name) if "://" in url_or_name else url_or_name
+        self.execute(f"DROP DATABASE IF EXISTS {quoted(name)} WITH (FORCE)")
+
+    def template(self, key: str, build: Callable[[str], None]) -> str:
+        """Return the name of a database that `build(url)` has filled once, to be copied by `create_database`."""
+        if key not in self._templates:
+            url = self.create_database()
+            try:
+                build(url)
+            except BaseException:
+                self.drop_database(url)
+                raise
+            self._templates[key] = database_name(url)
+        return self._templates[key]
+
+    def create_role(self, name: str | None = None, password: str | None = None) -> tuple[str, str]:
+        """Make a role that may log in and nothing else; return its name and password for `database_url`."""
+        name = name or f"saga_{secrets.token_hex(6)}"
+        password = password or secrets.token_hex(12)
+        self.execute(f"CREATE ROLE {quoted(name)} LOGIN PASSWORD '{password.replace(chr(39), chr(39) * 2)}'")
+        return name, password
+
+    def drop_role(self, name: str) -> None:
+        """Drop a role that owns nothing any more (drop its databases first). A missing one is fine."""
+        self.execute(f"DROP ROLE IF EXISTS {quoted(name)}")
+
+    def create_schema(self, database_url: str, name: str, *, owner: str | None = None) -> None:
+        """Make a schema in a database, owned by a role; with an owner it becomes that role's search path there."""
+        statements = [
+            f"CREATE SCHEMA {quoted(name)}" + (f" AUTHORIZATION {quoted(owner)}" if owner else ""),
+        ]
+        if owner:
+            database = quoted(database_name(database_url))
+            statements.append(
+                f"ALTER ROLE {quoted(owner)} IN DATABASE {database} SET search_path = {quoted(name)}"
+            )
+        self.execute(*statements, database_url=database_url)
+
+    def execute(self, *statements: str, database_url: str | None = None) -> list[list[tuple[Any, ...]]]:
+        """Run statements one by one, each in a transaction of its own, and return their rows.
+
+        Works inside and outside a running event loop: it connects from a thread of its own.
+        """
+        return _in_thread(_execute(database_url or self.url, statements))
+
+    def close(self) -> None:
+        for name in self._templates.values():
+            self.drop_database(name)
+        self._templates.clear()
+
+    def _read_version(self) -> str:
+        try:
+            return str(self.execute("SHOW server_version")[0][0][0]).split()[0]
+        except (OSError, TimeoutError, asyncpg.PostgresError) as error:
+            raise Unavailable(f"PostgreSQL does not answer: {type(error).__name__}: {error}") from error
+
+
+class LocalPostgres(Postgres):
+    """A PostgreSQL server made from the programs of this machine in a temporary directory, for this process only."""
+
+    def __init__(self) -> None:
+        self._programs = find_programs()
+        self._user = _unprivileged_user()
+        self._directory = guard().make_directory("saga-postgres-")
+        self._process: ServerProcess | None = None
+        try:
+            port = free_port()
+            self._initialise(port)
+            self._launch()
+            super().__init__(f"{_DRIVER}://postgres@127.0.0.1:{port}/postgres", Origin.LOCAL)
+            self.execute("CREATE EXTENSION pg_stat_statements")
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """The process id of the postmaster."""
+        return self._running().pid
+
+    def kill(self) -> None:
+        self._running().kill()
+
+    def stop(self) -> None:
+        """Stop at once without a checkpoint (`immediate`), as a crash of the machine's database service would."""
+        self._running().terminate(signal.SIGQUIT, timeout_seconds=10)
+
+    def start(self) -> None:
+        if self._process is not None and self._process.alive:
+            raise NotControllable("PostgreSQL is running; call stop() or kill() before start()")
+        self._launch()
+
+    def pause(self) -> None:
+        self._running().pause()
+
+    def resume(self) -> None:
+        self._running().resume()
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process = None
+        if self._directory.exists():
+            shutil.rmtree(self._directory, ignore_errors=True)
+            guard().forget_directory(self._directory)
+
+    def _running(self) -> ServerProcess:
+        if self._process is None:
+            raise NotControllable("PostgreSQL is closed")
+        return self._process
+
+    def _initialise(self, port: int) -> None:
+        if self._user is not None:
+            shutil.chown(self._directory, self._user, self._user)
+        self._run(
+            "initdb", "-A", "trust", "-N", "-U", "postgres", "-E", "UTF8", "--no-locale", "-D", self._data
+        )
+        with (self._data / "postgresql.conf").open("a") as file:
+            file.write(_CONFIGURATION.format(port=port, directory=self._directory))
+
+    def _launch(self) -> None:
+        process = ServerProcess(
+            [self._programs / "postgres", "-D", self._data],
+            environment=self._environment(),
+            log=self._directory / "server.log",
+            directory=self._directory,
+            user=self._user,
+        )
+        self._process = process
+        pid_file = self._data / "postmaster.pid"
+
+        def ready() -> bool:
+            # A crash leaves the old file behind, so the first line must be this process.
+            lines = pid_file.read_text().splitlines() if pid_file.exists() else []
+            return len(lines) >= 8 and lines[0] == str(process.pid) and lines[7].strip() == "ready"
+
+        process.wait_until(ready, timeout_seconds=60, what="PostgreSQL")
+
+    @property
+    def _data(self) -> Path:
+        return self._directory / "data"
+
+    def _environment(self) -> dict[str, str]:
+        return {"PATH": os.defpath, "LANG": "C.UTF-8", "HOME": str(self._directory)}
+
+    def _run(self, program: str, *arguments: str | Path) -> None:
+        result = subprocess.run(
+            [self._programs / program, *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            cwd=self._directory,
+            env=self._environment(),
+            user=self._user,
+            group=self._user,
+            extra_groups=None if self._user is None else [],
+            check=False,
+        )
+        if result.returncode != 0:
+            raise Unavailable(
+                f"{program} failed with status {result.returncode}: {result.stderr.strip()[-500:]}"
+            )
+
+
+def find_programs() -> Path:
+    """Return the directory of the newest installed server programs; Debian keeps them out of PATH."""
+    versions = sorted(
+        Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]), reverse=True
+    )
+    if versions and (versions[0].parent / "initdb").exists():
+        return versions[0].parent
+    on_path = shutil.which("postgres")
+    if on_path is not None and shutil.which("initdb") is not None:
+        return Path(on_path).resolve().parent
+    raise Unavailable("no PostgreSQL server programs on this machine (Debian package: postgresql)")
+
+
+def quoted(identifier: str) -> str:
+    """Quote an SQL identifier."""
+    return '"' + identifier.replace('"', '""') + '"'
+
+
+def database_name(url: str) -> str:
+    """Return the database that an address names."""
+    return urlsplit(url).path.removeprefix("/")
+
+
+def _with_driver(url: str) -> str:
+    return re.sub(r"^postgres(ql)?(\+\w+)?://", f"{_DRIVER}://", url)
+
+
+def _unprivileged_user() -> str | None:
+    """PostgreSQL refuses to run as root: then the package's own user runs it."""
+    if os.geteuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        try:
+            return pwd.getpwnam(name).pw_name
+        except KeyError:
+            continue
+    raise Unavailable(
+        "PostgreSQL cannot run as root and there is no user `postgres` or `nobody` on this machine"
+    )
+
+
+async def _execute(url: str, statements: Sequence[str]) -> list[list[tuple[Any, ...]]]:
+    plain = re.sub(r"^postgresql\+\w+://", "postgresql://", url)
+    connection = await asyncpg.connect(plain, timeout=_CONNECT_SECONDS_MAX)
+    try:
+        return [[tuple(row) for row in await connection.fetch(statement)] for statement in statements]
+    finally:
+        await connection.close(timeout=_CONNECT_SECONDS_MAX)
+
+
+def _in_thread(work: Coroutine[Any, Any, _Result]) -> _Result:
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(asyncio.run, work).result()

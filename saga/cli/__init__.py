@@ -1,0 +1,40 @@
+"""The program `saga`: its entry point, which needs the extra `cli` and says so if that is missing."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import typer
+
+
+def main() -> None:
+    """Run the program with the arguments of this process."""
+    try:
+        program = build()
+    except ModuleNotFoundError as error:
+        if error.name not in ("typer", "click"):
+            raise
+        print("saga: the command line needs a package more: pip install 'saga[cli]'", file=sys.stderr)
+        raise SystemExit(2) from None
+    program(prog_name="saga")
+
+
+def build() -> typer.Typer:
+    """Return the program with all its commands."""
+    import typer
+
+    from saga.cli import db, processes
+
+    # Tracebacks made pretty show local variables, and those hold payloads and passwords.
+    program = typer.Typer(
+        help="Sagas over message queues.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    program.add_typer(db.commands, name="db")
+    program.command("coordinator")(processes.coordinator)
+    program.command("participant")(processes.participant)
+    return program

@@ -1,0 +1,106 @@
+"""`saga db upgrade | sql | check`: the operator's way to bring a database to this release and to see if it is there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Annotated, Final, TypeVar
+
+import typer
+from sqlalchemy import Connection
+
+from saga.cli.errors import FINDING, told
+from saga.clock import SystemClock, SystemIds, TaskSpawner
+from saga.errors import ConfigurationError
+from saga.storage.sqlalchemy import schema as schemas
+from saga.storage.sqlalchemy.database import Database, async_url
+
+T = TypeVar("T")
+
+commands: Final = typer.Typer(help="The database's schema.", no_args_is_help=True)
+
+DatabaseOption = Annotated[
+    str,
+    typer.Option(
+        "--database",
+        envvar="SAGA_DATABASE",
+        metavar="URL",
+        help="postgresql://user:password@host/name or sqlite:///file",
+        show_default=False,
+    ),
+]
+SchemaOption = Annotated[
+    str | None,
+    typer.Option("--schema", envvar="SAGA_SCHEMA", help="schema of our tables, PostgreSQL only"),
+]
+
+
+@commands.command()
+def upgrade(database: DatabaseOption, schema: SchemaOption = None) -> None:
+    """Bring the database to this release. Run it before the processes of the new release start."""
+
+    def bring_up(connection: Connection) -> list[str]:
+        schemas.upgrade(connection, schema=schema)
+        return schemas.check(connection, schema=schema)
+
+    with told():
+        _report(_run(database, schema, bring_up), "the database is up to date")
+
+
+@commands.command()
+def check(database: DatabaseOption, schema: SchemaOption = None) -> None:
+    """List what differs from this release; exit with 1 if something does."""
+    with told():
+        _report(
+            _run(database, schema, lambda connection: schemas.check(connection, schema=schema)),
+            "the database fits this release",
+        )
+
+
+@commands.command()
+def sql(
+    dialect: Annotated[
+        str | None,
+        typer.Option("--dialect", help=f"one of {', '.join(schemas.DIALECTS)}", show_default=False),
+    ] = None,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            "--database",
+            envvar="SAGA_DATABASE",
+            metavar="URL",
+            help="only its kind matters; nothing is connected",
+            show_default=False,
+        ),
+    ] = None,
+    schema: SchemaOption = None,
+) -> None:
+    """Print the SQL that makes an empty database ready, to be run by hand with psql or sqlite3."""
+    with told():
+        if dialect is None and database is None:
+            raise ConfigurationError("Say for which database: --dialect postgresql or --dialect sqlite.")
+        name = dialect or async_url(database or "").get_backend_name()
+        typer.echo(schemas.printable_sql(name, schema=schema), nl=False)
+
+
+def _report(differences: list[str], good: str) -> None:
+    for line in differences:
+        typer.echo(line)
+    if differences:
+        raise typer.Exit(FINDING)
+    typer.echo(good)
+
+
+def _run(url: str, schema: str | None, function: Callable[[Connection], T]) -> T:
+    async def work() -> T:
+        spawner = TaskSpawner()
+        database = Database(
+            url, clock=SystemClock(), ids=SystemIds(), spawner=spawner, pool_size=1, schema=schema
+        )
+        try:
+            return await database.run(function)
+        finally:
+            await database.dispose()
+            await spawner.close()
+
+    return asyncio.run(work())

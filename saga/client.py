@@ -1,0 +1,433 @@
+"""The client: start a saga, wait for its result, look at it.
+
+    handle = await app.client.start(money_transfer, Transfer(...), id="t-1")
+    receipt = await handle.result(timeout=timedelta(seconds=30))
+
+`start(..., session=s)` writes three rows in the caller's own transaction: the saga and the business change commit
+together or not at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Protocol, TypeVar
+from uuid import UUID
+
+from pydantic_core import from_json
+
+from saga.batcher import Batcher
+from saga.clock import Clock, Ids, Spawner
+from saga.compensation.plan import UndoState
+from saga.definition.builder import Saga, SagaDefinition
+from saga.definition.registry import Registry
+from saga.engine.decide import decide, initial, next_due_ms
+from saga.engine.effects import Dispatch
+from saga.engine.events import SagaStarted
+from saga.engine.history import entry
+from saga.engine.state import CLOSED, CauseKind, State, Status, decode_state
+from saga.errors import (
+    AlreadyClosed,
+    AlreadyOpen,
+    PayloadInvalid,
+    ResultTimeout,
+    SagaCompensated,
+    SagaError,
+    SagaNotFound,
+    StartConflict,
+    WouldDeadlock,
+)
+from saga.outbox import commands
+from saga.storage.base import (
+    Changes,
+    ClientStore,
+    Closed,
+    Existing,
+    HistoryRow,
+    NewInstance,
+    StoredRow,
+    ValueKey,
+)
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+I = TypeVar("I")  # noqa: E741 - I for input, R for result
+R = TypeVar("R")
+
+log = logging.getLogger("saga.client")
+
+ID_LENGTH_MAX: Final = 200
+START_BATCH: Final = 256
+POLL_SECONDS: Final = 1.0
+
+IfOpen = Literal["use_existing", "fail", "cancel_then_start"]
+IfClosed = Literal["use_existing", "start_again", "start_again_if_not_completed", "fail"]
+
+
+class Canceller(Protocol):
+    """What `if_open="cancel_then_start"` needs of a coordinator's store."""
+
+    async def cancel(self, run_id: UUID, *, actor: str, reason: str) -> None:
+        """Ask an instance to stop and undo. Raises PastPivot."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StepView:
+    """One line of an instance's history."""
+
+    at: datetime
+    event: str
+    step: str | None
+    direction: str | None
+    attempt: int | None
+    detail: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """An instance as people look at it: no payload."""
+
+    namespace: str
+    saga: str
+    version: int
+    id: str
+    run_id: UUID
+    run_number: int
+    status: str
+    current_step: str | None
+    plan: tuple[tuple[str, str], ...]
+    """The compensation plan: step and state of its undo, in the order of undoing."""
+    incidents: tuple[tuple[str, str, str], ...]
+    """Open incidents: kind, step, error code or class."""
+    created_at: datetime
+    closed_at: datetime | None
+    history: tuple[StepView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Handle(Generic[R]):
+    """One run of a saga."""
+
+    saga: str
+    id: str
+    run_id: UUID
+    definition: SagaDefinition
+    client: Client
+
+    async def result(self, *, timeout: timedelta | None = None) -> R:
+        """Wait for the end and return the result.
+
+        Wakes at once where the coordinator runs in this process, elsewhere by a poll every second that all waiters
+        of the process share. Raises SagaCompensated if the saga was rolled back, ResultTimeout after `timeout`
+        (None waits without end; the saga goes on either way). Cancelling is safe.
+        """
+        result: R = await self.client._result(self, timeout)
+        return result
+
+    async def describe(self) -> Description:
+        """Return status, history, plan and incidents as of the last commit. Raises SagaNotFound."""
+        return await self.client.describe(self)
+
+
+@dataclass(slots=True)
+class _Start:
+    """One start without a session, waiting for the commit it shares."""
+
+    changes: Changes
+    run_id: UUID
+    done: asyncio.Future[bool]
+
+
+class Client:
+    """Starts sagas and waits for them. Made by the app; one per app."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        store: ClientStore,
+        *,
+        namespace: str,
+        clock: Clock,
+        ids: Ids,
+        spawner: Spawner,
+        publish: Callable[[Sequence[StoredRow]], None],
+        after_commit: Callable[[Any], None],
+        canceller: Canceller,
+        inside_handler: Callable[[], bool],
+    ) -> None:
+        self._registry = registry
+        self._store = store
+        self._namespace = namespace
+        self._clock = clock
+        self._ids = ids
+        self._spawner = spawner
+        self._publish = publish
+        self._after_commit = after_commit
+        self._canceller = canceller
+        self._inside_handler = inside_handler
+        self._starts: Batcher[_Start] = Batcher(
+            self._commit, batch_max=START_BATCH, spawner=spawner, name="saga-start"
+        )
+        self._waiting: dict[UUID, list[asyncio.Future[Closed]]] = {}
+        self._poll: asyncio.Task[None] | None = None
+
+    # --- start --------------------------------------------------------------------------------
+
+    async def start(
+        self,
+        saga: Saga[I, R],
+        input: I,
+        *,
+        id: str | None = None,
+        session: AsyncSession | None = None,
+        if_open: IfOpen = "use_existing",
+        if_closed: IfClosed = "use_existing",
+    ) -> Handle[R]:
+        """Start a saga, once per id, and return its handle.
+
+        Durable when it returns, or with the caller's commit if `session` is given: instance, first history row and
+        first command are then three inserts in that transaction, nothing is sent before its commit and nothing is
+        left after its rollback. A duplicate id never aborts the caller's transaction. Starts without a session that
+        come at the same time share one commit.
+
+        `id` is the business key: 1 to 200 characters, compared as bytes; the run id unless given. For an id that was
+        started before, `if_open` and `if_closed` decide. Raises StartConflict (same id, other input), AlreadyOpen,
+        AlreadyClosed, PastPivot (`cancel_then_start`), PayloadInvalid, PayloadTooLarge, UnknownSaga, WrongDatabase,
+        WouldDeadlock, StorageUnavailable (unknown: repeat it with the same id).
+        """
+        definition = self._registry.require(saga.name, saga.version)
+        if session is None and self._inside_handler():
+            raise WouldDeadlock(
+                "Pass session=, so that the start joins the handler's transaction.", saga=saga.name
+            )
+        run_id = self._ids.uuid7()
+        saga_id = str(run_id) if id is None else id
+        if not 1 <= len(saga_id) <= ID_LENGTH_MAX:
+            raise PayloadInvalid(f"An id has 1 to {ID_LENGTH_MAX} characters.", saga=saga.name)
+        raw = definition.input.encode(input, what=f"input of saga {saga.name!r}")
+        run_number = 1
+        while True:
+            changes = self._new(definition, run_id, saga_id, run_number, raw)
+            if await self._insert(session, changes, run_id):
+                return Handle(saga.name, saga_id, run_id, definition, self)
+            existing = await self._store.find(session, saga.name, saga_id)
+            if existing is None:
+                continue
+            if await self._use(existing, saga.name, saga_id, raw, if_open, if_closed):
+                return Handle(saga.name, saga_id, existing.run_id, definition, self)
+            run_number = existing.run_number + 1
+
+    async def execute(
+        self, saga: Saga[I, R], input: I, *, id: str | None = None, timeout: timedelta | None = None
+    ) -> R:
+        """Start and wait: `start` followed by `result`."""
+        handle = await self.start(saga, input, id=id)
+        return await handle.result(timeout=timeout)
+
+    def handle(self, saga: Saga[Any, R], run_id: UUID, *, id: str = "") -> Handle[R]:
+        """Return a handle of a run that is known by its run id."""
+        return Handle(saga.name, id, run_id, self._registry.require(saga.name, saga.version), self)
+
+    async def find(self, saga: Saga[Any, R], id: str) -> Handle[R]:
+        """Return a handle of the latest run of an id. Raises SagaNotFound."""
+        existing = await self._store.find(None, saga.name, id)
+        if existing is None:
+            raise SagaNotFound(saga=saga.name, saga_id=id)
+        return self.handle(saga, existing.run_id, id=id)
+
+    async def _use(
+        self, existing: Existing, saga: str, saga_id: str, raw: bytes, if_open: IfOpen, if_closed: IfClosed
+    ) -> bool:
+        """Return whether the existing run is the answer; otherwise a new run follows it."""
+        is_open = existing.status not in CLOSED
+        policy: str = if_open if is_open else if_closed
+        if policy == "start_again_if_not_completed":
+            policy = "use_existing" if existing.status == Status.COMPLETED else "start_again"
+        if policy == "use_existing":
+            if existing.input != raw:
+                raise StartConflict(saga=saga, saga_id=saga_id)
+            return True
+        if policy == "fail":
+            raise (AlreadyOpen if is_open else AlreadyClosed)(saga=saga, saga_id=saga_id)
+        if policy == "cancel_then_start":
+            await self._canceller.cancel(existing.run_id, actor="client.start", reason="cancel_then_start")
+        return False
+
+    def _new(
+        self, definition: SagaDefinition, run_id: UUID, saga_id: str, run_number: int, raw: bytes
+    ) -> Changes:
+        """Return the rows of a new instance: the engine decides the first step like any other."""
+        before = initial(self._namespace, str(run_id))
+        event = SagaStarted(at_ms=0)
+        state, effects = decide(definition.engine, before, event)
+        changes = Changes()
+        line = entry(event, definition.engine, before, state, effects)
+        changes.history.append(HistoryRow(run_id, 1, *line))
+        for effect in effects:
+            if isinstance(effect, Dispatch):
+                data, made = commands.payload(definition, run_id, effect, raw, {})
+                changes.values += [made] if made is not None else []
+                changes.outbox.append(
+                    commands.outbox_row(
+                        self._namespace, definition, run_id, saga_id, effect, data, self._ids.uuid7()
+                    )
+                )
+        changes.new.append(
+            NewInstance(
+                run_id,
+                definition.name,
+                definition.version,
+                saga_id,
+                run_number,
+                state.status,
+                state.encode(),
+                raw,
+                next_due_ms(definition.engine, state),
+                None,
+            )
+        )
+        return changes
+
+    async def _insert(self, session: Any, changes: Changes, run_id: UUID) -> bool:
+        if session is not None:
+            inserted = run_id in await self._store.start_in(session, changes)
+            if inserted:
+                # P19: the event only wakes the relay, which reads the rows on a connection of its own
+                self._after_commit(session)
+            return inserted
+        start = _Start(changes, run_id, asyncio.get_running_loop().create_future())
+        self._starts.offer(start)
+        return await start.done
+
+    async def _commit(self, starts: Sequence[_Start]) -> None:
+        """One commit for the starts that are there; then publish from memory."""
+        together = Changes()
+        for start in starts:
+            together.new += start.changes.new
+            together.history += start.changes.history
+            together.values += start.changes.values
+            together.outbox += start.changes.outbox
+        try:
+            inserted, rows = await self._store.start(together)
+        except Exception as error:
+            if len(starts) > 1 and not isinstance(error, SagaError):
+                for start in starts:  # one of them cannot be written: each on its own tells which
+                    await self._commit([start])
+                return
+            for start in starts:
+                if not start.done.done():
+                    start.done.set_exception(error)
+            return
+        for start in starts:
+            if not start.done.done():
+                start.done.set_result(start.run_id in inserted)
+        self._publish(rows)
+
+    # --- waiting ------------------------------------------------------------------------------
+
+    def closed(self, runs: Sequence[Closed]) -> None:
+        """Runs were closed by this process: wake their waiters at once."""
+        for run in runs:
+            for waiter in self._waiting.pop(run.run_id, ()):
+                if not waiter.done():
+                    waiter.set_result(run)
+
+    async def _result(self, handle: Handle[Any], timeout: timedelta | None) -> Any:
+        waiter: asyncio.Future[Closed] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(handle.run_id, []).append(waiter)
+        if self._poll is None:
+            self._poll = self._spawner.spawn(self._poll_closed(), name="saga-results")
+        try:
+            done, _ = await asyncio.wait({waiter}, timeout=timeout.total_seconds() if timeout else None)
+        finally:
+            if not waiter.done():
+                self._forget(handle.run_id, waiter)
+        if not done:
+            raise ResultTimeout(saga=handle.saga, saga_id=handle.id)
+        return await self._outcome(handle, waiter.result())
+
+    def _forget(self, run_id: UUID, waiter: asyncio.Future[Closed]) -> None:
+        waiters = self._waiting.get(run_id, [])
+        if waiter in waiters:
+            waiters.remove(waiter)
+        if not waiters:
+            self._waiting.pop(run_id, None)
+
+    async def _poll_closed(self) -> None:
+        """Ask for all waiters at once, a second apart; the first time at once, for what ended before it was waited for."""
+        asked: set[UUID] = set()
+        turn_at = self._clock.monotonic() + POLL_SECONDS
+        while self._waiting:
+            if self._clock.monotonic() >= turn_at:
+                asked, turn_at = set(), self._clock.monotonic() + POLL_SECONDS
+            fresh = sorted(self._waiting.keys() - asked)[:1000]
+            asked.update(fresh)
+            try:
+                for row in await self._store.read_closed(fresh) if fresh else ():
+                    self.closed([row])
+            except SagaError as error:
+                log.warning("results wait: %s", error)
+            await self._clock.sleep(POLL_SECONDS / 10)
+        self._poll = None
+
+    async def _outcome(self, handle: Handle[Any], run: Closed) -> Any:
+        if run.status == Status.COMPLETED:
+            return handle.definition.output.decode(run.result or b"null", what="result")
+        raise await self._compensated(handle, decode_state(self._namespace, str(run.run_id), run.state))
+
+    async def _compensated(self, handle: Handle[Any], state: State) -> SagaCompensated:
+        steps = handle.definition.steps
+        cause = state.cause
+        step = steps[cause.step].name if cause is not None and cause.step is not None else None
+        details: Any = None
+        if step is not None and cause is not None and cause.kind in (CauseKind.REFUSED, CauseKind.FAILED):
+            key = ValueKey(handle.run_id, step, 0, 0, commands.said_kind("forward", cause.attempt))
+            said = (await self._store.read_values([key])).get(key)
+            details = None if said is None else from_json(said)
+            if cause.kind is CauseKind.REFUSED and isinstance(details, dict):
+                details = details.get("details")
+        undone = tuple(steps[undo.step].name for undo in state.plan if undo.state is UndoState.COMPENSATED)
+        return SagaCompensated(
+            saga=handle.saga,
+            step=step,
+            saga_id=handle.id,
+            reason=cause.code if cause is not None else "",
+            details=details,
+            undone=undone,
+        )
+
+    # --- looking ------------------------------------------------------------------------------
+
+    async def describe(self, handle: Handle[Any]) -> Description:
+        """Return an instance as of the last commit. Raises SagaNotFound."""
+        row = await self._store.describe(handle.run_id)
+        if row is None:
+            raise SagaNotFound(saga=handle.saga, saga_id=handle.id)
+        steps = handle.definition.steps
+        state = decode_state(self._namespace, str(row.run_id), row.state)
+        waiting = state.outstanding
+        return Description(
+            namespace=self._namespace,
+            saga=row.saga,
+            version=row.saga_version,
+            id=row.saga_id,
+            run_id=row.run_id,
+            run_number=row.run_number,
+            status=row.status,
+            current_step=steps[waiting.step].name if waiting else None,
+            plan=tuple((steps[undo.step].name, undo.state.value) for undo in state.plan),
+            incidents=tuple((each.kind, each.step, each.error) for each in row.incidents),
+            created_at=row.created_at,
+            closed_at=row.closed_at,
+            history=tuple(
+                StepView(
+                    at, past.event, past.step, past.direction, past.attempt, from_json(past.detail or "{}")
+                )
+                for past, at in row.history
+            ),
+        )

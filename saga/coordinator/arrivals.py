@@ -1,0 +1,91 @@
+"""What can reach an instance: a reply, a timer, a verb; each knows how to become an engine event."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from saga.engine.events import (
+    ActivityCompleted,
+    ActivityFailed,
+    ActivityRefused,
+    CancelRequested,
+    CompensationCompleted,
+    CompensationFailed,
+    CompensationRefused,
+    Event,
+    FenceFoundEffect,
+    TimerFired,
+)
+from saga.messages import Outcome, Reply
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReplyArrival:
+    """A reply from a participant. `done` is called once it is committed, whatever it changed."""
+
+    run_id: UUID
+    reply: Reply
+    done: Callable[[], None]
+    pending_id: int | None = None
+    """Set if it was stored beside the instance and comes from there (P29)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TimerArrival:
+    """The instance's wake-up time passed."""
+
+    run_id: UUID
+    broker_forgot: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CancelArrival:
+    """Somebody asked to stop and undo."""
+
+    run_id: UUID
+    request_id: UUID
+    actor: str
+    reason: str
+
+
+Arrival = ReplyArrival | TimerArrival | CancelArrival
+
+
+def event_of(arrival: Arrival, now_ms: int, may_resend: bool) -> Event:
+    """Return the arrival as an engine event at `now_ms`."""
+    match arrival:
+        case ReplyArrival(reply=reply):
+            return reply_event(reply, now_ms)
+        case TimerArrival(broker_forgot=forgot):
+            return TimerFired(at_ms=now_ms, may_resend=may_resend, broker_forgot=forgot)
+        case CancelArrival(reason=reason):
+            return CancelRequested(at_ms=now_ms, reason=reason)
+
+
+def reply_event(reply: Reply, now_ms: int) -> Event:
+    """Return the fact that a reply reports."""
+    known: dict[str, Any] = {"at_ms": now_ms, "command_id": reply.commandid, "attempt": reply.attempt}
+    data = reply.data if isinstance(reply.data, dict) else {}
+    forward = reply.direction == "forward"
+    match reply.outcome:
+        case Outcome.DONE:
+            return ActivityCompleted(**known) if forward else CompensationCompleted(**known)
+        case Outcome.NOTHING_TO_UNDO:
+            return CompensationCompleted(**known, nothing=True)
+        case Outcome.HAD_RUN:
+            return FenceFoundEffect(**known)
+        case Outcome.REFUSED:
+            code = str(data.get("code", ""))[:200]
+            return ActivityRefused(**known, code=code) if forward else CompensationRefused(**known, code=code)
+        case _:
+            error = str(data.get("error", ""))[:200]
+            after = data.get("retry_after_ms")
+            wait = after if isinstance(after, int) and after >= 0 else None
+            if not forward:
+                return CompensationFailed(**known, error=error, retry_after_ms=wait)
+            return ActivityFailed(
+                **known, error=error, retryable=data.get("retryable") is not False, retry_after_ms=wait
+            )

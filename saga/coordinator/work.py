@@ -1,0 +1,369 @@
+"""One batch in memory: decide for every instance, then say what to write. No I/O; run again if its commit is.
+
+A saga that cannot be advanced (its code or data raise) is set apart: it gets an incident, what came for it is kept
+beside it, and its neighbours go on (P9).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+from uuid import UUID
+
+from pydantic_core import to_json
+
+from saga.clock import Ids
+from saga.coordinator.arrivals import Arrival, CancelArrival, ReplyArrival, TimerArrival, event_of
+from saga.coordinator.redrive import RedriveBudget
+from saga.definition.builder import SagaDefinition
+from saga.definition.refs import SAGA_INPUT
+from saga.definition.registry import Registry
+from saga.engine.decide import decide, next_due_ms
+from saga.engine.effects import (
+    Dispatch,
+    Effect,
+    Finish,
+    IncidentKind,
+    RaiseIncident,
+    RecordStale,
+    ResolveIncidents,
+)
+from saga.engine.history import entry
+from saga.engine.state import State, Status, decode_state
+from saga.errors import PastPivot
+from saga.messages import NULL, Reply, encode_reply
+from saga.outbox import commands
+from saga.storage.base import (
+    AuditRow,
+    Changes,
+    Closed,
+    HistoryRow,
+    IncidentRow,
+    Loaded,
+    MovedRow,
+    PendingRow,
+    StaleRow,
+    ValueKey,
+    ValueRow,
+)
+
+log = logging.getLogger("saga.coordinator")
+
+DEFER_MS: Final = 30_000
+"""How far the wake-up of an instance moves whose resend had to wait for the redrive budget."""
+
+
+class Unwritable(Exception):
+    """The instance's transition was refused by the database."""
+
+
+@dataclass(slots=True)
+class _Run:
+    """One instance within the batch."""
+
+    loaded: Loaded
+    definition: SagaDefinition
+    before: State
+    state: State
+    dispatches: list[Dispatch] = field(default_factory=list)
+    finished: bool = False
+    changes: Changes = field(default_factory=Changes)
+    own: dict[ValueKey, bytes] = field(default_factory=dict)
+    """Payloads that arrived in this batch."""
+    deferred: bool = False
+
+    @property
+    def version(self) -> int:
+        return self.loaded.version + len(self.changes.history)
+
+
+class BatchWork:
+    """`Work` of one batch of arrivals."""
+
+    def __init__(
+        self,
+        namespace: str,
+        registry: Registry,
+        arrivals: Sequence[Arrival],
+        *,
+        ids: Ids,
+        budget: RedriveBudget,
+        monotonic: float,
+        poison: str | None = None,
+    ) -> None:
+        self.namespace = namespace
+        self.arrivals = arrivals
+        self.closed: list[Closed] = []
+        """Runs that this batch closed."""
+        self.unknown: list[ReplyArrival] = []
+        """Replies for runs that this namespace does not know; the caller parks them."""
+        self.rejected: dict[UUID, PastPivot] = {}
+        """Verbs that were refused, by request id."""
+        self.missing: set[UUID] = set()
+        """Runs that are not there."""
+        self.due_in_ms: int | None = None
+        """Shortest time until an instance of this batch is due."""
+        self._registry = registry
+        self._ids = ids
+        self._budget = budget
+        self._monotonic = monotonic
+        self._poison_reason = poison
+        """Set when an earlier try to commit these arrivals failed for this reason: set them apart unseen."""
+        self._runs: dict[UUID, _Run] = {}
+        self._changes = Changes()
+
+    @property
+    def run_ids(self) -> set[UUID]:
+        """The instances that this batch touches."""
+        return {arrival.run_id for arrival in self.arrivals}
+
+    # --- first half: decide -------------------------------------------------------------------
+
+    def decide(self, loaded: Mapping[UUID, Loaded]) -> Collection[ValueKey]:
+        """Move every instance in memory; return the payloads that writing needs."""
+        self.closed, self.unknown, self.rejected, self._runs = [], [], {}, {}
+        self._changes, self.due_in_ms, self.missing = Changes(), None, set()
+        poisoned: set[UUID] = set()
+        for arrival in self.arrivals:
+            row = loaded.get(arrival.run_id)
+            if row is None:
+                self.missing.add(arrival.run_id)
+                if isinstance(arrival, ReplyArrival):
+                    self.unknown.append(arrival)
+                continue
+            definition = self._registry.get(row.saga, row.saga_version)
+            if definition is None:
+                self._keep(row, arrival)
+                continue
+            try:
+                if self._poison_reason is not None and arrival.run_id not in poisoned:
+                    raise Unwritable(self._poison_reason)
+                if arrival.run_id not in poisoned:
+                    self._apply(self._run(row, definition), arrival)
+                    continue
+            except Exception as error:
+                self._poison(row, type(error).__name__)
+                poisoned.add(arrival.run_id)
+            self._keep(row, arrival)
+        for run_id in poisoned:
+            self._runs.pop(run_id, None)
+        keys: set[ValueKey] = set()
+        for run in self._runs.values():
+            keys |= self._needs(run) - run.own.keys()
+        return keys
+
+    def _run(self, row: Loaded, definition: SagaDefinition) -> _Run:
+        known = self._runs.get(row.run_id)
+        if known is None:
+            state = decode_state(self.namespace, str(row.run_id), row.state)
+            known = self._runs[row.run_id] = _Run(row, definition, state, state)
+        return known
+
+    def _apply(self, run: _Run, arrival: Arrival) -> None:
+        event = event_of(arrival, run.loaded.now_ms, self._may_resend(run, arrival))
+        try:
+            state, effects = decide(run.definition.engine, run.state, event)
+        except PastPivot as refusal:
+            if isinstance(arrival, CancelArrival):
+                self.rejected[arrival.request_id] = refusal
+            return
+        stale = any(isinstance(effect, RecordStale) for effect in effects)
+        if isinstance(arrival, ReplyArrival):
+            self._note_reply(run, arrival, stale)
+        elif isinstance(arrival, TimerArrival):
+            run.deferred = state is run.state
+        elif isinstance(arrival, CancelArrival):
+            run.changes.audit.append(_audit(arrival, run.state, state))
+        if state is run.state:
+            return
+        line = entry(event, run.definition.engine, run.state, state, effects)
+        run.changes.history.append(HistoryRow(run.loaded.run_id, run.version + 1, *line))
+        run.state = state
+        for effect in effects:
+            self._carry_out(run, effect)
+
+    def _may_resend(self, run: _Run, arrival: Arrival) -> bool:
+        if not isinstance(arrival, TimerArrival) or run.state.outstanding is None:
+            return True
+        queue = run.definition.steps[run.state.outstanding.step].queue
+        return self._budget.may_resend(queue, run.loaded.run_id, self._monotonic)
+
+    def _note_reply(self, run: _Run, arrival: ReplyArrival, stale: bool) -> None:
+        reply, run_id = arrival.reply, arrival.run_id
+        if arrival.pending_id is not None:
+            run.changes.taken.append(arrival.pending_id)
+        if stale:
+            run.changes.stale.append(
+                StaleRow(run_id, reply.step, reply.direction, reply.commandid, reply.attempt, reply.outcome)
+            )
+            return
+        for kind, data in _kept(reply):
+            key = ValueKey(run_id, reply.step, reply.iteration, reply.round, kind)
+            run.own[key] = data
+            run.changes.values.append(ValueRow(key, data))
+
+    def _carry_out(self, run: _Run, effect: Effect) -> None:
+        run_id, definition = run.loaded.run_id, run.definition
+        match effect:
+            case Dispatch():
+                run.dispatches.append(effect)
+                if effect.resend:
+                    self._budget.resent(definition.steps[effect.step].queue, self._monotonic)
+            case Finish():
+                run.finished = True
+            case RaiseIncident(kind=kind, step=step, error=error):
+                run.changes.incidents.append(
+                    incident(run_id, definition.name, kind, definition.steps[step].name, error)
+                )
+            case ResolveIncidents(step=step):
+                run.changes.resolved.append((run_id, definition.steps[step].name))
+            case RecordStale():
+                pass
+
+    def _needs(self, run: _Run) -> set[ValueKey]:
+        keys: set[ValueKey] = set()
+        for dispatch in run.dispatches:
+            keys |= commands.needed(run.definition, run.loaded.run_id, dispatch)
+        if run.finished and run.state.status is Status.COMPLETED:
+            keys |= commands.output_keys(run.loaded.run_id, run.definition.result_needs)
+        return keys
+
+    # --- second half: write -------------------------------------------------------------------
+
+    def changes(self, values: Mapping[ValueKey, bytes]) -> Changes:
+        """Return what to write, every instance's part whole or, if writing it raises, not at all."""
+        for run in self._runs.values():
+            try:
+                self._write(run, {**values, **run.own} if run.own else values)
+            except Exception as error:
+                self._poison(run.loaded, type(error).__name__)
+                for arrival in self.arrivals:
+                    if arrival.run_id == run.loaded.run_id:
+                        self._keep(run.loaded, arrival)
+                continue
+            _join(self._changes, run.changes)
+        return self._changes
+
+    def _write(self, run: _Run, values: Mapping[ValueKey, bytes]) -> None:
+        if run.state is run.before:
+            if run.deferred:
+                run.changes.woken.append((run.loaded.run_id, self._deferred_ms(run)))
+            return
+        # Of several commands in one batch only the last may be outstanding; the others were answered or given up.
+        waiting = run.state.outstanding
+        for dispatch in run.dispatches[-1:]:
+            if waiting is not None and waiting.command_id == dispatch.command_id:
+                self._dispatch(run, dispatch, values)
+        result: bytes | None = None
+        if run.finished:
+            if run.state.status is Status.COMPLETED:
+                result = self._result(run, values)
+            self.closed.append(Closed(run.loaded.run_id, run.state.status, result, run.state.encode()))
+        run.changes.moved.append(
+            MovedRow(
+                run.loaded.run_id,
+                run.loaded.version,
+                run.version,
+                run.state.status,
+                run.state.encode(),
+                self._wakeup_ms(run),
+                result,
+            )
+        )
+
+    def _dispatch(self, run: _Run, dispatch: Dispatch, values: Mapping[ValueKey, bytes]) -> None:
+        run_id, definition = run.loaded.run_id, run.definition
+        data, made = commands.payload(definition, run_id, dispatch, run.loaded.input, values)
+        if made is not None:
+            run.changes.values.append(made)
+        run.changes.outbox.append(
+            commands.outbox_row(
+                self.namespace, definition, run_id, run.loaded.saga_id, dispatch, data, self._ids.uuid7()
+            )
+        )
+
+    def _result(self, run: _Run, values: Mapping[ValueKey, bytes]) -> bytes:
+        outputs = {
+            name: values.get(ValueKey(run.loaded.run_id, name, 0, 0, commands.OUTPUT), NULL)
+            for name in run.definition.result_needs
+        }
+        return run.definition.result({SAGA_INPUT: run.loaded.input, **outputs})
+
+    def _wakeup_ms(self, run: _Run) -> int | None:
+        """Keep a stored wake-up that comes no later than needed: moving it would write an index entry each time."""
+        due = next_due_ms(run.definition.engine, run.state)
+        if due is None:
+            return None
+        if self.due_in_ms is None or due - run.loaded.now_ms < self.due_in_ms:
+            self.due_in_ms = max(due - run.loaded.now_ms, 0)
+        stored = run.loaded.wakeup_ms
+        return stored if stored is not None and run.loaded.now_ms < stored <= due else due
+
+    def _deferred_ms(self, run: _Run) -> int:
+        """A wake-up that found nothing to do moves to the true due time, or past the redrive budget's window."""
+        due = next_due_ms(run.definition.engine, run.state)
+        now = run.loaded.now_ms
+        return due if due is not None and due > now else now + DEFER_MS
+
+    # --- setting apart ------------------------------------------------------------------------
+
+    def _poison(self, row: Loaded, error: str) -> None:
+        log.error("saga %s run %s is set apart after %s", row.saga, row.run_id, error)
+        self._changes.incidents.append(incident(row.run_id, row.saga, IncidentKind.POISON, "", error))
+        self._changes.woken.append((row.run_id, row.now_ms + 10 * DEFER_MS))
+
+    def _keep(self, row: Loaded, arrival: Arrival) -> None:
+        """P29: what this process cannot apply is stored beside the instance in this commit, not parked nor dropped."""
+        if isinstance(arrival, ReplyArrival) and arrival.pending_id is None:
+            reply = arrival.reply
+            body = encode_reply(reply, to_json(reply.data))
+            self._changes.pending.append(PendingRow(row.run_id, row.saga, row.saga_version, body))
+
+
+def incident(run_id: UUID, saga: str, kind: IncidentKind, step: str, error: str) -> IncidentRow:
+    """Return an incident with its fingerprint: the same for every instance that stands still for the same reason."""
+    fingerprint = hashlib.sha256(f"{saga}\0{kind}\0{step}\0{error}".encode()).hexdigest()[:16]
+    return IncidentRow(run_id, kind, step, saga, error, fingerprint)
+
+
+def _kept(reply: Reply) -> list[tuple[str, bytes]]:
+    """Return the payloads of a reply to keep, by kind. Nothing is kept for null."""
+    if reply.outcome in ("refused", "failed"):
+        return (
+            []
+            if reply.data is None
+            else [(commands.said_kind(reply.direction, reply.attempt), to_json(reply.data))]
+        )
+    if reply.direction == "compensate" or not isinstance(reply.data, dict):
+        return []
+    pairs = ((commands.OUTPUT, reply.data.get("output")), (commands.UNDO, reply.data.get("undo")))
+    return [(kind, to_json(value)) for kind, value in pairs if value is not None]
+
+
+def _audit(arrival: CancelArrival, before: State, after: State) -> AuditRow:
+    return AuditRow(
+        arrival.run_id,
+        arrival.request_id,
+        "cancel",
+        arrival.actor,
+        arrival.reason,
+        before.status,
+        after.status,
+    )
+
+
+def _join(into: Changes, part: Changes) -> None:
+    into.moved += part.moved
+    into.history += part.history
+    into.values += part.values
+    into.outbox += part.outbox
+    into.woken += part.woken
+    into.incidents += part.incidents
+    into.resolved += part.resolved
+    into.stale += part.stale
+    into.pending += part.pending
+    into.taken += part.taken
+    into.audit += part.audit

@@ -1,0 +1,489 @@
+"""Activities declared once: name, queue, types, limits and compensation, with or without their implementation.
+
+    accounts = Participant("accounts", start_to_close=timedelta(seconds=30))
+
+    @accounts.activity
+    async def withdraw(transfer: Transfer, session: AsyncSession) -> Receipt: ...
+
+    @withdraw.compensation
+    async def refund(transfer: Transfer, session: AsyncSession) -> None: ...
+
+A handler gets what it annotates: its payload, an `AsyncSession` (the barrier's transaction), an `ActivityContext`; a
+compensation also the activity's output and undo data, by their types. The decorated name stays callable as the plain
+function, for unit tests. `contract()` declares the same without a body, for services that only send the command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Final,
+    Generic,
+    ParamSpec,
+    TypeVar,
+    cast,
+    get_args,
+    get_origin,
+    overload,
+)
+
+from saga.compensation.kinds import StepKind
+from saga.definition.refs import Owner, Ref
+from saga.errors import DefinitionError, DuplicateActivity
+from saga.outcomes import ActivityContext, Refused, Result
+from saga.payloads import NONE, Codec, Signature, codec, signature
+from saga.retry import COMPENSATION, FORWARD, RetryPolicy
+
+I = TypeVar("I")  # noqa: E741 - I for input, O for output, U for undo data
+O = TypeVar("O")  # noqa: E741
+U = TypeVar("U")
+P = ParamSpec("P")
+
+
+class Unset:
+    """Marks a limit that was not given, because None means: without limit, and must be written."""
+
+
+UNSET: Final = Unset()
+Limit = timedelta | None | Unset
+
+
+@dataclass(frozen=True)
+class Handler:
+    """An implementation: the function, what it takes besides its payload, and how many inputs at once."""
+
+    function: Callable[..., Awaitable[Any]]
+    payload_argument: str | None
+    spread: tuple[str, ...] | None
+    session_argument: str | None
+    context_argument: str | None
+    output_argument: str | None = None
+    """Compensation only: takes the forward output."""
+    output_optional: bool = False
+    undo_argument: str | None = None
+    """Compensation only: takes the undo data."""
+    undo_optional: bool = False
+    batch: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the function, for logs and errors."""
+        return getattr(self.function, "__qualname__", repr(self.function))
+
+
+@dataclass(frozen=True)
+class Compensation:
+    """How an activity is undone."""
+
+    handler: Handler | None
+    start_to_close: timedelta | None
+    retry: RetryPolicy
+
+
+@dataclass(eq=False)
+class Activity(Generic[I, O, P]):
+    """What a participant can do. Made by `Participant.activity` or `Participant.contract`."""
+
+    name: str
+    participant: Participant
+    queue: str
+    kind: StepKind
+    input: Codec[Any]
+    output: Codec[Any]
+    undo: Codec[Any]
+    """Type of the undo data; None's codec where `Result` is not used."""
+    handler: Handler | None
+    start_to_close: timedelta | None
+    retry: RetryPolicy
+    no_compensation: str | None
+    non_retryable: tuple[type[BaseException], ...]
+    compensation_: Compensation | None = field(default=None)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Call the plain function, as a unit test does; no barrier, no messages."""
+        if self.handler is None:
+            raise DefinitionError(
+                f"Activity {self.name!r} is a contract without implementation.", step=self.name
+            )
+        return self.handler.function(*args, **kwargs)
+
+    @property
+    def out(self) -> O:
+        """Reference to the output of the one step that this activity serves."""
+        return cast("O", Ref(self.name, (), self.output.type, self.owner, named=False))
+
+    def at(self, step: str) -> StepReference[O]:
+        """Refer to the step named `step`, where one activity serves several steps."""
+        return StepReference(step, self.output, self.owner)
+
+    @property
+    def owner(self) -> Owner:
+        """What tells this activity from every other: contract and implementation of one activity share it."""
+        return Owner(self.queue, self.name)
+
+    @property
+    def has_compensation(self) -> bool:
+        """Whether the activity can be undone."""
+        return self.compensation_ is not None
+
+    @overload
+    def compensation(self, function: Callable[..., Awaitable[Any]], /) -> Callable[..., Awaitable[Any]]: ...
+
+    @overload
+    def compensation(
+        self, /, *, start_to_close: Limit = UNSET, retry: RetryPolicy = COMPENSATION, batch: int | None = None
+    ) -> Callable[[Callable[..., Awaitable[Any]]], Callable[..., Awaitable[Any]]]: ...
+
+    def compensation(
+        self,
+        function: Callable[..., Awaitable[Any]] | None = None,
+        /,
+        *,
+        start_to_close: Limit = UNSET,
+        retry: RetryPolicy = COMPENSATION,
+        batch: int | None = None,
+    ) -> Any:
+        """Declare how this activity is undone. Takes the same input; may ask for the output and undo data by type.
+
+        `batch=N`: takes lists (inputs, and outputs or undo data where asked for) of equal length and returns nothing
+        or a list of None and Refused. `retry` has no end, because an undo is never given up (row E-06). Raises
+        DefinitionError, DuplicateActivity.
+        """
+        _check_endless(retry, self.name)
+
+        def declare(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+            if self.compensation_ is not None and self.compensation_.handler is not None:
+                raise DuplicateActivity(f"Activity {self.name!r} has two compensations.", step=self.name)
+            limit = self.start_to_close if isinstance(start_to_close, Unset) else start_to_close
+            self.compensation_ = Compensation(self._undo_handler(function, batch), limit, retry)
+            return function
+
+        return declare if function is None else declare(function)
+
+    def _undo_handler(self, function: Callable[..., Awaitable[Any]], batch: int | None) -> Handler:
+        what = f"compensation of {self.name!r}"
+        read = _signature(function, what=what, batch=batch, undoing=True)
+        handler: dict[str, Any] = {}
+        for name, type_ in read.payload.items():
+            plain, optional = _without_none(type_)
+            if "payload_argument" not in handler and type_ == self.input.type:
+                handler["payload_argument"] = name
+            elif "undo_argument" not in handler and self.undo is not NONE and plain == self.undo.type:
+                handler |= {"undo_argument": name, "undo_optional": optional}
+            elif "output_argument" not in handler and plain == self.output.type:
+                handler |= {"output_argument": name, "output_optional": optional}
+            elif self.handler is not None and name in (self.handler.spread or ()):
+                handler["spread"] = self.handler.spread
+            else:
+                raise DefinitionError(
+                    f"{what}: argument {name!r} is neither the activity's input ({self.input.name}), its output "
+                    f"({self.output.name}) nor its undo data ({self.undo.name}).",
+                    step=self.name,
+                )
+        return Handler(
+            function=function,
+            payload_argument=handler.get("payload_argument"),
+            spread=handler.get("spread"),
+            session_argument=read.session,
+            context_argument=read.context,
+            output_argument=handler.get("output_argument"),
+            output_optional=handler.get("output_optional", False),
+            undo_argument=handler.get("undo_argument"),
+            undo_optional=handler.get("undo_optional", False),
+            batch=batch,
+        )
+
+
+@dataclass(frozen=True)
+class StepReference(Generic[O]):
+    """A step by name, typed as its activity's output."""
+
+    step: str
+    output: Codec[Any]
+    owner: Owner
+
+    @property
+    def out(self) -> O:
+        """Reference to the output of that step."""
+        return cast("O", Ref(self.step, (), self.output.type, self.owner))
+
+
+class Participant:
+    """A service that owns activities; its name is the queue that its commands come on.
+
+    `start_to_close` bounds one attempt of each activity that does not say otherwise; it must be given here or there,
+    and None, for no bound, must be written.
+    """
+
+    def __init__(self, name: str, *, start_to_close: Limit = UNSET, retry: RetryPolicy = FORWARD) -> None:
+        check_name(name, what="participant")
+        self.name = name
+        self.start_to_close = start_to_close
+        self.retry = retry
+        self.activities: dict[str, Activity[Any, Any, Any]] = {}
+
+    def __repr__(self) -> str:
+        return f"Participant({self.name!r})"
+
+    @overload
+    def activity(
+        self, function: Callable[Concatenate[I, P], Awaitable[Result[O, U]]], /
+    ) -> Activity[I, O, Concatenate[I, P]]: ...
+
+    @overload
+    def activity(
+        self, function: Callable[Concatenate[I, P], Awaitable[O]], /
+    ) -> Activity[I, O, Concatenate[I, P]]: ...
+
+    @overload
+    def activity(
+        self,
+        /,
+        *,
+        batch: int,
+        name: str | None = None,
+        queue: str | None = None,
+        kind: StepKind = StepKind.COMPENSATABLE,
+        start_to_close: Limit = UNSET,
+        retry: RetryPolicy | None = None,
+        no_compensation: str | None = None,
+        non_retryable: Sequence[type[BaseException]] = (),
+    ) -> _BatchDecorator: ...
+
+    @overload
+    def activity(
+        self,
+        /,
+        *,
+        name: str | None = None,
+        queue: str | None = None,
+        kind: StepKind = StepKind.COMPENSATABLE,
+        start_to_close: Limit = UNSET,
+        retry: RetryPolicy | None = None,
+        no_compensation: str | None = None,
+        non_retryable: Sequence[type[BaseException]] = (),
+    ) -> _Decorator: ...
+
+    def activity(
+        self,
+        function: Callable[..., Awaitable[Any]] | None = None,
+        /,
+        *,
+        name: str | None = None,
+        queue: str | None = None,
+        kind: StepKind = StepKind.COMPENSATABLE,
+        start_to_close: Limit = UNSET,
+        retry: RetryPolicy | None = None,
+        no_compensation: str | None = None,
+        non_retryable: Sequence[type[BaseException]] = (),
+        batch: int | None = None,
+    ) -> Any:
+        """Declare an activity by its implementation.
+
+        `batch=N` (1 to 1,000): the function takes a list of up to N inputs in one session and returns a list of as
+        many outputs, `Result`s or `Refused`; an item answered `Refused` must have written nothing (P24).
+        `non_retryable` names exceptions that no retry can mend. Raises DefinitionError, DuplicateActivity.
+        """
+
+        def declare(function: Callable[..., Awaitable[Any]]) -> Activity[Any, Any, Any]:
+            activity_name = name or function.__name__
+            read = _signature(function, what=f"activity {activity_name!r}", batch=batch)
+            return self._declare(
+                activity_name,
+                read.input,
+                read.output,
+                read.undo,
+                Handler(
+                    function, read.payload_argument, read.spread, read.session, read.context, batch=batch
+                ),
+                queue=queue,
+                kind=kind,
+                start_to_close=start_to_close,
+                retry=retry,
+                no_compensation=no_compensation,
+                non_retryable=tuple(non_retryable),
+            )
+
+        return declare if function is None else declare(function)
+
+    def contract(
+        self,
+        name: str,
+        input: type[I],
+        output: type[O],
+        *,
+        compensated: bool = False,
+        queue: str | None = None,
+        kind: StepKind = StepKind.COMPENSATABLE,
+        start_to_close: Limit = UNSET,
+        retry: RetryPolicy | None = None,
+        compensation_retry: RetryPolicy = COMPENSATION,
+        no_compensation: str | None = None,
+    ) -> Activity[I, O, Any]:
+        """Declare an activity that another service implements, in Python or any language: types, no code."""
+        activity: Activity[I, O, Any] = self._declare(
+            name,
+            codec(input, what=f"contract {name!r}, input"),
+            codec(output, what=f"contract {name!r}, output"),
+            NONE,
+            None,
+            queue=queue,
+            kind=kind,
+            start_to_close=start_to_close,
+            retry=retry,
+            no_compensation=no_compensation,
+            non_retryable=(),
+        )
+        if compensated:
+            _check_endless(compensation_retry, name)
+            activity.compensation_ = Compensation(None, activity.start_to_close, compensation_retry)
+        return activity
+
+    def _declare(
+        self,
+        name: str,
+        input: Codec[Any],
+        output: Codec[Any],
+        undo: Codec[Any],
+        handler: Handler | None,
+        *,
+        queue: str | None,
+        kind: StepKind,
+        start_to_close: Limit,
+        retry: RetryPolicy | None,
+        no_compensation: str | None,
+        non_retryable: tuple[type[BaseException], ...],
+    ) -> Activity[Any, Any, Any]:
+        check_name(name, what="activity")
+        if name in self.activities:
+            raise DuplicateActivity(
+                f"Participant {self.name!r} has two activities named {name!r}.", step=name
+            )
+        limit = self.start_to_close if isinstance(start_to_close, Unset) else start_to_close
+        if isinstance(limit, Unset):
+            raise DefinitionError(
+                f"Activity {name!r} has no start_to_close: give it, here or as the participant's default, "
+                "or write start_to_close=None for no bound.",
+                step=name,
+            )
+        activity: Activity[Any, Any, Any] = Activity(
+            name=name,
+            participant=self,
+            queue=queue or self.name,
+            kind=kind,
+            input=input,
+            output=output,
+            undo=undo,
+            handler=handler,
+            start_to_close=limit,
+            retry=retry or self.retry,
+            no_compensation=no_compensation,
+            non_retryable=non_retryable,
+        )
+        self.activities[name] = activity
+        return activity
+
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class _Decorator(Protocol):
+        @overload
+        def __call__(
+            self, function: Callable[Concatenate[I, P], Awaitable[Result[O, U]]], /
+        ) -> Activity[I, O, Concatenate[I, P]]: ...
+        @overload
+        def __call__(
+            self, function: Callable[Concatenate[I, P], Awaitable[O]], /
+        ) -> Activity[I, O, Concatenate[I, P]]: ...
+
+    class _BatchDecorator(Protocol):
+        @overload
+        def __call__(
+            self,
+            function: Callable[Concatenate[list[I], P], Awaitable[Sequence[Result[O, U] | Refused]]],
+            /,
+        ) -> Activity[I, O, Concatenate[list[I], P]]: ...
+        @overload
+        def __call__(
+            self, function: Callable[Concatenate[list[I], P], Awaitable[Sequence[O | Refused]]], /
+        ) -> Activity[I, O, Concatenate[list[I], P]]: ...
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A handler's annotations, sorted."""
+
+    input: Codec[Any]
+    output: Codec[Any]
+    undo: Codec[Any]
+    payload: dict[str, Any]
+    payload_argument: str | None
+    spread: tuple[str, ...] | None
+    session: str | None
+    context: str | None
+
+
+def _signature(function: Callable[..., Any], *, what: str, batch: int | None, undoing: bool = False) -> _Read:
+    if batch is not None and not 1 <= batch <= 1000:
+        raise DefinitionError(f"{what}: batch is 1 to 1,000.")
+    read: Signature = signature(
+        function, injectable=_injectable, what=what, batch=batch is not None, undoing=undoing
+    )
+    sessions = [name for name, type_ in read.injected.items() if _is_session(type_)]
+    contexts = [name for name in read.injected if name not in sessions]
+    for names, thing in ((sessions, "session"), (contexts, "context")):
+        if len(names) > 1:
+            raise DefinitionError(f"{what}: two arguments ask for the {thing}: {', '.join(names)}.")
+    return _Read(
+        read.input,
+        read.output,
+        read.undo,
+        read.payload,
+        read.payload_argument,
+        read.spread,
+        sessions[0] if sessions else None,
+        contexts[0] if contexts else None,
+    )
+
+
+def _is_session(type_: Any) -> bool:
+    # by name: a coordinator that only imports contracts must not need SQLAlchemy's asyncio layer
+    module: str = getattr(type_, "__module__", "")
+    return getattr(type_, "__name__", "") == "AsyncSession" and module.startswith("sqlalchemy.")
+
+
+def _injectable(type_: Any) -> bool:
+    return type_ is ActivityContext or _is_session(type_)
+
+
+def _without_none(type_: Any) -> tuple[Any, bool]:
+    members = get_args(type_)
+    if get_origin(type_) is None or type(None) not in members:
+        return type_, False
+    rest = [member for member in members if member is not type(None)]
+    return (rest[0] if len(rest) == 1 else type_), True
+
+
+def _check_endless(retry: RetryPolicy, activity: str) -> None:
+    if not retry.endless:
+        raise DefinitionError(
+            f"The compensation of {activity!r} is retried until it succeeds; "
+            "write attempts=None, schedule_to_close=None in its retry policy.",
+            step=activity,
+        )
+
+
+def check_name(name: str, *, what: str) -> None:
+    """Raise DefinitionError unless `name` can stand in a queue name: 1 to 100 letters, digits, '-', '_'."""
+    if (
+        not 1 <= len(name) <= 100
+        or not name.replace("-", "").replace("_", "").isalnum()
+        or not name.isascii()
+    ):
+        raise DefinitionError(f"{name!r} cannot name a {what}: 1 to 100 ASCII letters, digits, '-' or '_'.")

@@ -1,0 +1,536 @@
+"""`decide`: the one place where a saga moves. A literal table of transitions, and a page of code that they name.
+
+Every pair of an open status and an event stands in the table. An answer that does not answer the outstanding command
+changes nothing, whatever the status (P6); it is looked at before the table is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import timedelta
+from typing import Final, NamedTuple
+
+from saga.compensation.plan import UndoState, current, make_plan, mark
+from saga.engine.effects import (
+    Dispatch,
+    Effect,
+    Finish,
+    IncidentKind,
+    RaiseIncident,
+    RecordStale,
+    ResolveIncidents,
+)
+from saga.engine.events import (
+    ActivityCompleted,
+    ActivityFailed,
+    ActivityRefused,
+    Answer,
+    CancelRequested,
+    CompensationCompleted,
+    CompensationFailed,
+    CompensationRefused,
+    Event,
+    FenceFoundEffect,
+    SagaStarted,
+    TimerFired,
+)
+from saga.engine.model import Definition
+from saga.engine.state import CLOSED, Cause, CauseKind, Outstanding, State, Status
+from saga.errors import PastPivot
+from saga.messages import Direction, command_id
+from saga.retry import COMPENSATION, RetryPolicy
+
+MILLISECOND: Final = timedelta(milliseconds=1)
+RESEND_FIRST_MS: Final = 30_000
+RESEND_MAX_MS: Final = 300_000
+UNANSWERED_MS: Final = 900_000
+"""A command that must succeed, an undo for one, and is not answered for so long needs a person."""
+RETRY_AFTER_MAX_MS: Final = 7 * 86_400_000
+
+
+class Decision(NamedTuple):
+    """The next state and what to do about it. The same `state` object means: nothing changed, write nothing."""
+
+    state: State
+    effects: tuple[Effect, ...] = ()
+
+
+def decide(definition: Definition, state: State, event: Event) -> Decision:
+    """Return what follows from `event`.
+
+    Total: every event is answered in every state. Raises PastPivot for a cancel that comes too late, and nothing else.
+    """
+    if isinstance(event, Answer) and not _counts(definition, state, event):
+        return Decision(state, (RecordStale(),))
+    return TRANSITIONS[state.status, type(event)](definition, state, event)
+
+
+def initial(namespace: str, run_id: str) -> State:
+    """Return the state before `SagaStarted`."""
+    return State(namespace, run_id, Status.RUNNING)
+
+
+def _counts(definition: Definition, state: State, answer: Answer) -> bool:
+    """P6: it answers the outstanding command; what is not final, only for the outstanding attempt of it."""
+    waiting = state.outstanding
+    if waiting is None or waiting.command_id != answer.command_id:
+        return False
+    if type(answer) not in ANSWERS[waiting.direction]:
+        return False
+    if isinstance(answer, ActivityCompleted | CompensationCompleted | FenceFoundEffect):
+        return True
+    if isinstance(answer, ActivityRefused) and not _past_pivot(definition, waiting.step):
+        return True
+    return answer.attempt == waiting.attempt and waiting.retry_ms is None
+
+
+# --- forward ----------------------------------------------------------------------------------
+
+
+def begin(definition: Definition, state: State, event: Event) -> Decision:
+    """Send the first step."""
+    if state.outstanding is not None:
+        return Decision(state)
+    return _forward(definition, state, event)
+
+
+def advance(definition: Definition, state: State, event: Event) -> Decision:
+    """The step is done: send the next one, or complete. A cancel that waited for it turns back, save past the pivot."""
+    step = _waiting(state).step
+    healed = _healed(state)
+    moved = replace(state, status=Status.RUNNING, done=step + 1, outstanding=None)
+    if state.cause is not None and step != definition.pivot:
+        return _turn_back(definition, moved, state.cause, None, event, healed)
+    return _forward(definition, replace(moved, cause=None), event, healed)
+
+
+def _forward(definition: Definition, state: State, event: Event, before: tuple[Effect, ...] = ()) -> Decision:
+    if state.done == len(definition.steps):
+        return Decision(replace(state, status=Status.COMPLETED), (*before, Finish()))
+    return _send(definition, state, state.done, Direction.FORWARD, event, before)
+
+
+def refused(definition: Definition, state: State, event: Event) -> Decision:
+    """The business said no: turn back without the refusing step. Past the pivot there is no way back: hold."""
+    assert isinstance(event, ActivityRefused)
+    step = _waiting(state).step
+    if _past_pivot(definition, step):
+        return _hold(definition, state, event, event.code)
+    cause = Cause(CauseKind.REFUSED, step, event.code, event.attempt)
+    return _turn_back(definition, state, cause, None, event, _healed(state))
+
+
+def failed(definition: Definition, state: State, event: Event) -> Decision:
+    """An attempt failed: try again by the step's schedule, else turn back with the step in doubt (E-04)."""
+    assert isinstance(event, ActivityFailed)
+    waiting, step = _waiting(state), definition.steps[_waiting(state).step]
+    if _past_pivot(definition, waiting.step):
+        if not event.retryable or _incident_due(step.retry, waiting):
+            return _hold(definition, state, event, event.error)
+        return Decision(_retry_later(state, step.retry, event))
+    retrying = _retry_later(state, step.retry, event)
+    if state.cause is not None or not event.retryable or _spent(step.retry, retrying):
+        cause = state.cause or Cause(CauseKind.FAILED, waiting.step, event.error, event.attempt)
+        return _give_up(definition, state, cause, event)
+    return Decision(retrying)
+
+
+def _spent(policy: RetryPolicy, retrying: State) -> bool:
+    waiting = _waiting(retrying)
+    if policy.attempts is not None and waiting.attempt >= policy.attempts:
+        return True
+    return waiting.retry_ms is not None and _budget_over(policy, waiting, waiting.retry_ms)
+
+
+def _budget_over(policy: RetryPolicy, waiting: Outstanding, at_ms: int) -> bool:
+    ends = _budget_ends_ms(policy, waiting)
+    return ends is not None and at_ms >= ends
+
+
+def _budget_ends_ms(policy: RetryPolicy, waiting: Outstanding) -> int | None:
+    budget = policy.schedule_to_close
+    return None if budget is None else waiting.first_sent_ms + budget // MILLISECOND
+
+
+def _give_up(definition: Definition, state: State, cause: Cause, event: Event) -> Decision:
+    """The step will not be tried again, but a late copy of its command might still run.
+
+    A compensation makes that harmless (its barrier row refuses the late copy). A pivot has none to rely on: a fence
+    goes first, and there is no plan before it is answered, so that the saga never goes both ways (I5).
+    """
+    step = _waiting(state).step
+    if step == definition.pivot:
+        return _send(definition, replace(state, cause=cause), step, Direction.FENCE, event)
+    return _turn_back(definition, state, cause, step, event)
+
+
+def fenced(definition: Definition, state: State, event: Event) -> Decision:
+    """The pivot never ran and never will: now the way back is free."""
+    assert state.cause is not None
+    return _turn_back(definition, state, state.cause, None, event, _healed(state))
+
+
+# --- backward ---------------------------------------------------------------------------------
+
+
+def _turn_back(
+    definition: Definition,
+    state: State,
+    cause: Cause,
+    in_doubt: int | None,
+    event: Event,
+    before: tuple[Effect, ...] = (),
+) -> Decision:
+    """Decide to compensate: cause, whole plan and first undo command are one transition (E-01)."""
+    plan = make_plan(definition.shapes, state.done, in_doubt)
+    turned = replace(state, status=Status.COMPENSATING, plan=plan, cause=cause, outstanding=None)
+    return _undo(definition, turned, event, before)
+
+
+def _undo(definition: Definition, state: State, event: Event, before: tuple[Effect, ...] = ()) -> Decision:
+    position = current(state.plan)
+    if position is None:
+        return Decision(replace(state, status=Status.COMPENSATED, outstanding=None), (*before, Finish()))
+    undo = state.plan[position]
+    marked = replace(
+        state, status=Status.COMPENSATING, plan=mark(state.plan, position, UndoState.COMPENSATING)
+    )
+    return _send(definition, marked, undo.step, Direction.COMPENSATE, event, before)
+
+
+def undone(definition: Definition, state: State, event: Event) -> Decision:
+    """One undo is settled: go on with the next, or end compensated."""
+    assert isinstance(event, CompensationCompleted)
+    if _waiting(state).direction is Direction.FENCE:
+        return fenced(definition, state, event)
+    settled = UndoState.NOTHING_TO_UNDO if event.nothing else UndoState.COMPENSATED
+    moved = replace(state, plan=mark(state.plan, _undoing(state), settled), outstanding=None)
+    return _undo(definition, moved, event, _healed(state))
+
+
+def undo_refused(definition: Definition, state: State, event: Event) -> Decision:
+    """An undo that says it cannot be done needs a person at once; slow retries go on (E-06)."""
+    assert isinstance(event, CompensationRefused)
+    return _hold(definition, state, event, event.code)
+
+
+def undo_failed(definition: Definition, state: State, event: Event) -> Decision:
+    """An attempt to undo failed: try again without end, from the tenth on under an incident (P15)."""
+    assert isinstance(event, CompensationFailed)
+    policy = _policy(definition, state)
+    if _incident_due(policy, _waiting(state)):
+        return _hold(definition, state, event, event.error)
+    return Decision(_retry_later(state, policy, event))
+
+
+# --- standing still ---------------------------------------------------------------------------
+
+
+def _hold(definition: Definition, state: State, event: Event, error: str) -> Decision:
+    """Ask for a person and keep retrying slowly: never an end, never silent."""
+    waiting = _waiting(state)
+    held = replace(_retry_later(state, _policy(definition, state), event), status=Status.NEEDS_ATTENTION)
+    if waiting.direction is Direction.COMPENSATE:
+        plan = mark(state.plan, _undoing(state), UndoState.COMPENSATION_FAILED)
+        held = replace(held, plan=plan)
+    return Decision(held, (RaiseIncident(_standstill(definition, waiting), waiting.step, error),))
+
+
+def _standstill(definition: Definition, waiting: Outstanding) -> IncidentKind:
+    if waiting.direction is Direction.COMPENSATE:
+        return IncidentKind.COMPENSATION_FAILED
+    if waiting.step == definition.pivot:
+        return IncidentKind.PIVOT_UNKNOWN
+    return IncidentKind.STEP_FAILED_AFTER_PIVOT
+
+
+def _healed(state: State) -> tuple[Effect, ...]:
+    if state.status is not Status.NEEDS_ATTENTION:
+        return ()
+    return (ResolveIncidents(_waiting(state).step),)
+
+
+# --- time -------------------------------------------------------------------------------------
+
+
+def wake(definition: Definition, state: State, event: Event) -> Decision:
+    """Do what is due: the next attempt, the end of the budget, or the same command once more (P4)."""
+    assert isinstance(event, TimerFired)
+    waiting = _waiting(state)
+    if waiting.retry_ms is not None:
+        return _retry_due(definition, state, event) if event.at_ms >= waiting.retry_ms else Decision(state)
+    closes = _closes_ms(definition, state)
+    if closes is not None and event.at_ms >= closes:
+        return _timed_out(definition, state, event)
+    resend = event.broker_forgot or (event.may_resend and event.at_ms >= _resend_ms(definition, waiting))
+    sent = _resend(definition, state, event) if resend else Decision(state)
+    overdue = event.at_ms >= waiting.first_sent_ms + UNANSWERED_MS
+    if overdue and _must_succeed(definition, waiting) and state.status is not Status.NEEDS_ATTENTION:
+        return _flag(definition, sent, "no_answer")
+    return sent
+
+
+def _retry_due(definition: Definition, state: State, event: Event) -> Decision:
+    waiting = _waiting(state)
+    over = _budget_over(definition.steps[waiting.step].retry, waiting, event.at_ms)
+    if over and not _must_succeed(definition, waiting):  # nobody was there to send the attempt in time
+        cause = state.cause or Cause(CauseKind.TIMED_OUT, waiting.step, "schedule_to_close")
+        return _give_up(definition, state, cause, event)
+    return _next_attempt(definition, state, event)
+
+
+def _timed_out(definition: Definition, state: State, event: Event) -> Decision:
+    """A timeout means unknown (P5). Only a pivot cannot be undone on suspicion: it is asked for on and on."""
+    waiting = _waiting(state)
+    if waiting.step != definition.pivot:
+        cause = state.cause or Cause(CauseKind.TIMED_OUT, waiting.step, "schedule_to_close")
+        return _turn_back(definition, state, cause, waiting.step, event)
+    return _flag(definition, _resend(definition, state, event), "schedule_to_close")
+
+
+def _flag(definition: Definition, sent: Decision, error: str) -> Decision:
+    """Ask for a person; what was sent stays outstanding and may yet be answered."""
+    waiting = _waiting(sent.state)
+    incident = RaiseIncident(_standstill(definition, waiting), waiting.step, error)
+    return Decision(replace(sent.state, status=Status.NEEDS_ATTENTION), (*sent.effects, incident))
+
+
+def _closes_ms(definition: Definition, state: State) -> int | None:
+    """When the outstanding command is given up as unknown; None if never.
+
+    Not before the latest sending could have run its full attempt, so that an undo does not race the action (P5).
+    A cancel shortens the wait to just that attempt. A pivot already flagged as unknown has no further deadline.
+    """
+    waiting = _waiting(state)
+    step = definition.steps[waiting.step]
+    if _must_succeed(definition, waiting):
+        return None
+    if waiting.step == definition.pivot and state.status is Status.NEEDS_ATTENTION:
+        return None
+    attempt_ends = waiting.sent_ms + (step.start_to_close_ms or 0)
+    cancelled = state.cause is not None and step.start_to_close_ms is not None
+    if cancelled and waiting.step != definition.pivot:
+        return attempt_ends
+    ends = _budget_ends_ms(step.retry, waiting)
+    return None if ends is None else max(ends, attempt_ends)
+
+
+def _resend_ms(definition: Definition, waiting: Outstanding) -> int:
+    first = max(RESEND_FIRST_MS, _attempt_ms(definition, waiting) or 0)
+    backing_off = min(RESEND_FIRST_MS << min(waiting.resends, 8), RESEND_MAX_MS)
+    return waiting.sent_ms + max(first, backing_off)
+
+
+def next_due_ms(definition: Definition, state: State) -> int | None:
+    """Return when an open instance must be woken at the latest, in database time; None for a closed one."""
+    waiting = state.outstanding
+    if waiting is None or state.status in CLOSED:
+        return None
+    if waiting.retry_ms is not None:
+        return waiting.retry_ms
+    closes = _closes_ms(definition, state)
+    resend = _resend_ms(definition, waiting)
+    return resend if closes is None else min(resend, closes)
+
+
+def cancel(definition: Definition, state: State, event: Event) -> Decision:
+    """Stop and undo; a running action is waited for (P5). Refused past the pivot, and nothing new while compensating."""
+    assert isinstance(event, CancelRequested)
+    waiting = _waiting(state)
+    if _past_pivot(definition, waiting.step):
+        raise PastPivot(saga=definition.name, step=definition.steps[waiting.step].name)
+    if state.plan or state.cause is not None:
+        return Decision(state)
+    cause = Cause(CauseKind.CANCELLED, None, "cancelled")
+    if waiting.retry_ms is not None:
+        return _give_up(definition, state, cause, event)
+    return Decision(replace(state, cause=cause))
+
+
+def ignore(definition: Definition, state: State, event: Event) -> Decision:
+    """It asks for what is already so."""
+    return Decision(state)
+
+
+def record_stale(definition: Definition, state: State, event: Event) -> Decision:
+    """It answers nothing that this status waits for (P6)."""
+    return Decision(state, (RecordStale(),))
+
+
+# --- sending ----------------------------------------------------------------------------------
+
+
+def _send(
+    definition: Definition,
+    state: State,
+    step: int,
+    direction: Direction,
+    event: Event,
+    before: tuple[Effect, ...] = (),
+) -> Decision:
+    identity = command_id(
+        state.namespace, definition.name, state.run_id, definition.steps[step].name, 0, 0, direction
+    )
+    waiting = Outstanding(step, direction, identity, 1, event.at_ms, event.at_ms)
+    return _dispatch(definition, state, waiting, event, resend=False, before=before)
+
+
+def _next_attempt(definition: Definition, state: State, event: Event) -> Decision:
+    waiting = _waiting(state)
+    again = replace(waiting, attempt=waiting.attempt + 1, sent_ms=event.at_ms, resends=0, retry_ms=None)
+    return _dispatch(definition, state, again, event, resend=False)
+
+
+def _resend(definition: Definition, state: State, event: Event) -> Decision:
+    waiting = _waiting(state)
+    again = replace(waiting, sent_ms=event.at_ms, resends=waiting.resends + 1)
+    return _dispatch(definition, state, again, event, resend=True)
+
+
+def _dispatch(
+    definition: Definition,
+    state: State,
+    waiting: Outstanding,
+    event: Event,
+    *,
+    resend: bool,
+    before: tuple[Effect, ...] = (),
+) -> Decision:
+    forward = waiting.direction is Direction.FORWARD
+    ends = _budget_ends_ms(definition.steps[waiting.step].retry, waiting)
+    remaining: int | None = None
+    if forward and ends is not None and ends > event.at_ms and not _past_pivot(definition, waiting.step):
+        remaining = ends - event.at_ms
+    dispatch = Dispatch(
+        step=waiting.step,
+        direction=waiting.direction,
+        command_id=waiting.command_id,
+        attempt=waiting.attempt,
+        resend=resend,
+        final=forward and not _past_pivot(definition, waiting.step),
+        remaining_ms=remaining,
+    )
+    return Decision(replace(state, outstanding=waiting), (*before, dispatch))
+
+
+def _retry_later(state: State, policy: RetryPolicy, event: Event) -> State:
+    waiting = _waiting(state)
+    asked = getattr(event, "retry_after_ms", None)
+    if asked is None:
+        delay = policy.delay_ms(waiting.command_id, waiting.attempt)
+    else:
+        delay = min(max(asked, 0), RETRY_AFTER_MAX_MS)
+    return replace(state, outstanding=replace(waiting, retry_ms=event.at_ms + delay))
+
+
+# --- looking ----------------------------------------------------------------------------------
+
+
+def _waiting(state: State) -> Outstanding:
+    assert state.outstanding is not None, "an open instance always has its one outstanding command"
+    return state.outstanding
+
+
+def _undoing(state: State) -> int:
+    position = current(state.plan)
+    assert position is not None, "an answered undo is the plan's current entry"
+    return position
+
+
+def _must_succeed(definition: Definition, waiting: Outstanding) -> bool:
+    """Whether giving up is no choice: an undo, a fence, a step past the pivot."""
+    return waiting.direction is not Direction.FORWARD or _past_pivot(definition, waiting.step)
+
+
+def _past_pivot(definition: Definition, step: int) -> bool:
+    return definition.pivot is not None and step > definition.pivot
+
+
+def _policy(definition: Definition, state: State) -> RetryPolicy:
+    waiting = _waiting(state)
+    step = definition.steps[waiting.step]
+    match waiting.direction:
+        case Direction.FORWARD:
+            return step.retry
+        case Direction.COMPENSATE:
+            return step.undo_retry
+        case Direction.FENCE:
+            return COMPENSATION
+
+
+def _attempt_ms(definition: Definition, waiting: Outstanding) -> int | None:
+    step = definition.steps[waiting.step]
+    forward = waiting.direction is Direction.FORWARD
+    return step.start_to_close_ms if forward else step.undo_start_to_close_ms
+
+
+def _incident_due(policy: RetryPolicy, waiting: Outstanding) -> bool:
+    return policy.incident_at is not None and waiting.attempt >= policy.incident_at
+
+
+ANSWERS: Final[Mapping[Direction, frozenset[type[Answer]]]] = {
+    Direction.FORWARD: frozenset({ActivityCompleted, ActivityRefused, ActivityFailed}),
+    Direction.COMPENSATE: frozenset({CompensationCompleted, CompensationRefused, CompensationFailed}),
+    Direction.FENCE: frozenset(
+        {CompensationCompleted, CompensationRefused, CompensationFailed, FenceFoundEffect}
+    ),
+}
+"""What can answer a command of each direction; anything else that bears its id is no answer."""
+
+Transition = Callable[[Definition, State, Event], Decision]
+
+TRANSITIONS: Final[Mapping[tuple[Status, type[Event]], Transition]] = {
+    (Status.RUNNING, SagaStarted): begin,
+    (Status.RUNNING, ActivityCompleted): advance,
+    (Status.RUNNING, ActivityRefused): refused,
+    (Status.RUNNING, ActivityFailed): failed,
+    (Status.RUNNING, CompensationCompleted): fenced,  # the pivot's fence; there is no plan yet
+    (Status.RUNNING, CompensationRefused): undo_refused,
+    (Status.RUNNING, CompensationFailed): undo_failed,
+    (Status.RUNNING, FenceFoundEffect): advance,
+    (Status.RUNNING, TimerFired): wake,
+    (Status.RUNNING, CancelRequested): cancel,
+    (Status.COMPENSATING, SagaStarted): record_stale,
+    (
+        Status.COMPENSATING,
+        ActivityCompleted,
+    ): record_stale,  # a late answer never reopens the way forward (E-01)
+    (Status.COMPENSATING, ActivityRefused): record_stale,
+    (Status.COMPENSATING, ActivityFailed): record_stale,
+    (Status.COMPENSATING, CompensationCompleted): undone,
+    (Status.COMPENSATING, CompensationRefused): undo_refused,
+    (Status.COMPENSATING, CompensationFailed): undo_failed,
+    (Status.COMPENSATING, FenceFoundEffect): record_stale,
+    (Status.COMPENSATING, TimerFired): wake,
+    (Status.COMPENSATING, CancelRequested): ignore,
+    (Status.NEEDS_ATTENTION, SagaStarted): record_stale,
+    (
+        Status.NEEDS_ATTENTION,
+        ActivityCompleted,
+    ): advance,  # a slow retry past the pivot, or the pivot itself, healed
+    (Status.NEEDS_ATTENTION, ActivityRefused): refused,
+    (Status.NEEDS_ATTENTION, ActivityFailed): failed,
+    (Status.NEEDS_ATTENTION, CompensationCompleted): undone,
+    (Status.NEEDS_ATTENTION, CompensationRefused): undo_refused,
+    (Status.NEEDS_ATTENTION, CompensationFailed): undo_failed,
+    (Status.NEEDS_ATTENTION, FenceFoundEffect): advance,
+    (Status.NEEDS_ATTENTION, TimerFired): wake,
+    (Status.NEEDS_ATTENTION, CancelRequested): cancel,
+    **{
+        (closed, event): (ignore if event in (TimerFired, CancelRequested) else record_stale)
+        for closed in CLOSED
+        for event in (
+            SagaStarted,
+            ActivityCompleted,
+            ActivityRefused,
+            ActivityFailed,
+            CompensationCompleted,
+            CompensationRefused,
+            CompensationFailed,
+            FenceFoundEffect,
+            TimerFired,
+            CancelRequested,
+        )
+    },
+}

@@ -1,0 +1,61 @@
+"""Engine outputs: instructions that a shell carries out in the commit of the transition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from saga.messages import Direction
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """Write the command of the state's outstanding step into the outbox."""
+
+    step: int
+    direction: Direction
+    command_id: str
+    attempt: int
+    resend: bool
+    final: bool
+    """A refusal of it is the business's last word (P20)."""
+    remaining_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The instance is closed."""
+
+
+class IncidentKind(StrEnum):
+    """Why an instance stands still."""
+
+    COMPENSATION_FAILED = "compensation_failed"
+    STEP_FAILED_AFTER_PIVOT = "step_failed_after_pivot"
+    PIVOT_UNKNOWN = "pivot_unknown"
+    POISON = "poison"
+    UNROUTABLE = "unroutable"
+
+
+@dataclass(frozen=True, slots=True)
+class RaiseIncident:
+    """Open the incident of this kind and step, or count it once more."""
+
+    kind: IncidentKind
+    step: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResolveIncidents:
+    """What held this step has gone: close its incidents."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecordStale:
+    """Keep the answer beside the instance; it changes no state (P6)."""
+
+
+Effect = Dispatch | Finish | RaiseIncident | ResolveIncidents | RecordStale

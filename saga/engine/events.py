@@ -1,0 +1,89 @@
+"""Engine inputs: facts, in the past tense. Times are milliseconds of database time since the instance was created."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something happened at `at_ms`."""
+
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SagaStarted(Event):
+    """The instance was created."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer(Event):
+    """A participant answered the command `command_id`."""
+
+    command_id: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivityCompleted(Answer):
+    """The step's effect is committed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivityRefused(Answer):
+    """The business said no."""
+
+    code: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivityFailed(Answer):
+    """This attempt ended with an error and left no effect."""
+
+    error: str
+    retryable: bool = True
+    retry_after_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompensationCompleted(Answer):
+    """The step is undone, or (`nothing`) it had never run and never will."""
+
+    nothing: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompensationRefused(Answer):
+    """The undo said that it cannot be done."""
+
+    code: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompensationFailed(Answer):
+    """This attempt of the undo ended with an error and left no effect."""
+
+    error: str
+    retry_after_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FenceFoundEffect(Answer):
+    """The pivot in doubt had run: its participant answered the fence with the stored output."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimerFired(Event):
+    """The wake-up time of the instance passed. `may_resend` is False while the redrive budget is used up (P4)."""
+
+    may_resend: bool = True
+    broker_forgot: bool = False
+    """The broker lost what it held (a broker that is not durable restarted): send the outstanding command again now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelRequested(Event):
+    """Somebody asked to stop and undo."""
+
+    reason: str = ""

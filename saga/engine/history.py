@@ -1,0 +1,56 @@
+"""One line of history per transition, for people: names, numbers and codes, never a payload or a text."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from pydantic_core import to_json
+
+from saga.engine.effects import Dispatch, Effect
+from saga.engine.events import ActivityFailed, ActivityRefused, CompensationFailed, CompensationRefused, Event
+from saga.engine.model import Definition
+from saga.engine.state import State
+
+
+class HistoryEntry(NamedTuple):
+    """What happened to which command, and what followed."""
+
+    event: str
+    step: str | None
+    direction: str | None
+    attempt: int | None
+    detail: str
+    """JSON: status, code or error class, the command sent, when the next attempt is due."""
+
+
+def entry(
+    event: Event,
+    definition: Definition,
+    before: State,
+    after: State,
+    effects: tuple[Effect, ...],
+) -> HistoryEntry:
+    """Return the line: what happened to which command, the status it led to, and the command that followed."""
+    waiting = before.outstanding
+    return HistoryEntry(
+        event=type(event).__name__,
+        step=definition.steps[waiting.step].name if waiting else None,
+        direction=waiting.direction if waiting else None,
+        attempt=waiting.attempt if waiting else None,
+        detail=_detail(event, definition, after, effects),
+    )
+
+
+def _detail(event: Event, definition: Definition, after: State, effects: tuple[Effect, ...]) -> str:
+    detail: dict[str, Any] = {"status": after.status}
+    if isinstance(event, ActivityRefused | CompensationRefused):
+        detail["code"] = event.code
+    elif isinstance(event, ActivityFailed | CompensationFailed):
+        detail["error"] = event.error
+    for effect in effects:
+        if isinstance(effect, Dispatch):
+            name = definition.steps[effect.step].name
+            detail["sent"] = [name, effect.direction, effect.attempt, "resend" if effect.resend else "new"]
+    if after.outstanding is not None and after.outstanding.retry_ms is not None:
+        detail["retry_ms"] = after.outstanding.retry_ms
+    return to_json(detail).decode()

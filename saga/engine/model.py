@@ -1,0 +1,45 @@
+"""What the engine knows of a saga's definition: names, kinds, schedules. Payloads and code stay outside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from saga.compensation.kinds import StepKind, StepShape
+from saga.retry import COMPENSATION, FORWARD, RetryPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a sequence. Durations are milliseconds; None is without limit."""
+
+    name: str
+    kind: StepKind = StepKind.COMPENSATABLE
+    has_compensation: bool = False
+    no_compensation: str | None = None
+    retry: RetryPolicy = FORWARD
+    undo_retry: RetryPolicy = COMPENSATION
+    start_to_close_ms: int | None = 30_000
+    undo_start_to_close_ms: int | None = 30_000
+
+    @property
+    def shape(self) -> StepShape:
+        """The part of the step that the pivot rule looks at."""
+        return StepShape(self.name, self.kind, self.has_compensation, self.no_compensation)
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A saga as the engine runs it: a sequence of steps."""
+
+    name: str
+    version: int
+    steps: tuple[Step, ...]
+
+    def __post_init__(self) -> None:
+        pivot = next((i for i, step in enumerate(self.steps) if step.kind is StepKind.PIVOT), None)
+        object.__setattr__(self, "pivot", pivot)
+        object.__setattr__(self, "shapes", tuple(step.shape for step in self.steps))
+
+    pivot: int | None = None
+    """Index of the pivot."""
+    shapes: tuple[StepShape, ...] = ()

@@ -1,0 +1,125 @@
+"""The state of an instance: a small snapshot whose size does not grow with the steps behind it (row A-01)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from pydantic_core import from_json, to_json
+
+from saga.compensation.plan import Plan, Undo, UndoState
+from saga.messages import Direction
+
+FORMAT: Final = 1
+
+
+class Status(StrEnum):
+    """Instance states; the same words in code, SQL and documents."""
+
+    RUNNING = "running"
+    COMPENSATING = "compensating"
+    NEEDS_ATTENTION = "needs_attention"
+    COMPLETED = "completed"
+    COMPENSATED = "compensated"
+
+
+CLOSED: Final = frozenset({Status.COMPLETED, Status.COMPENSATED})
+
+
+class CauseKind(StrEnum):
+    """Why a saga turned back."""
+
+    REFUSED = "refused"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why a saga turned back: the step (by index) and a code or class name, never a text."""
+
+    kind: CauseKind
+    step: int | None
+    code: str
+    attempt: int = 0
+    """The attempt whose answer it was; what it said is kept under that number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outstanding:
+    """The one command that awaits its answer, or its next attempt if `retry_ms` is set.
+
+    Times are milliseconds of database time since the instance was created.
+    """
+
+    step: int
+    direction: Direction
+    command_id: str
+    attempt: int
+    first_sent_ms: int
+    """First sending of attempt 1: the budget `schedule_to_close` counts from here."""
+    sent_ms: int
+    """Latest sending, resends included."""
+    resends: int = 0
+    """Resends of this attempt; the interval doubles with each."""
+    retry_ms: int | None = None
+    """When the next attempt goes out; None while an answer is awaited."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Everything `decide` needs to know of an instance. Identity is not stored in the snapshot, the row has it."""
+
+    namespace: str
+    run_id: str
+    status: Status
+    done: int = 0
+    """Steps done, from the front of the sequence."""
+    outstanding: Outstanding | None = None
+    plan: Plan = ()
+    cause: Cause | None = None
+    """Set while running: a cancel waits for the outstanding answer. Set otherwise: why the saga turned back."""
+
+    def encode(self) -> str:
+        """Return the snapshot as JSON text."""
+        known = self.outstanding
+        body = {
+            "f": FORMAT,
+            "s": self.status,
+            "d": self.done,
+            "o": known
+            and (
+                known.step,
+                known.direction,
+                known.command_id,
+                known.attempt,
+                known.first_sent_ms,
+                known.sent_ms,
+                known.resends,
+                known.retry_ms,
+            ),
+        }
+        if self.plan:
+            body["p"] = [(undo.step, undo.in_doubt, undo.state) for undo in self.plan]
+        if self.cause:
+            body["c"] = (self.cause.kind, self.cause.step, self.cause.code, self.cause.attempt)
+        return to_json(body).decode()
+
+
+def decode_state(namespace: str, run_id: str, text: str) -> State:
+    """Return the state in a snapshot. Raises ValueError for a format of a newer release."""
+    body: dict[str, Any] = from_json(text)
+    if body["f"] != FORMAT:
+        raise ValueError(f"state format {body['f']}")
+    out, cause = body["o"], body.get("c")
+    return State(
+        namespace=namespace,
+        run_id=run_id,
+        status=Status(body["s"]),
+        done=body["d"],
+        outstanding=out and Outstanding(out[0], Direction(out[1]), *out[2:]),
+        plan=tuple(Undo(step, doubt, UndoState(state)) for step, doubt, state in body.get("p", ())),
+        cause=cause and Cause(CauseKind(cause[0]), *cause[1:]),
+    )

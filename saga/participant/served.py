@@ -1,0 +1,230 @@
+"""What this process serves: each activity's handlers, how to call them, and the checks before the first message."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from math import inf
+from typing import Any, Final
+
+from pydantic_core import to_json
+
+from saga.brokers.base import Capabilities
+from saga.definition.activity import Activity, Handler, Participant
+from saga.errors import DefinitionError, DuplicateActivity, MissingCapability, PayloadInvalid
+from saga.messages import BODY_BYTES_MAX, NULL, Command, Direction
+from saga.outcomes import ActivityContext, Refused, Result
+from saga.participant.answers import Answer, forward_data
+from saga.payloads import NONE, Codec, check_size
+
+IDLE_MARGIN_SECONDS: Final = 5.0
+
+
+class InputInvalid(Exception):
+    """A command's input is not of the declared type; `error` says where."""
+
+    def __init__(self, error: PayloadInvalid) -> None:
+        super().__init__()
+        self.error = error
+
+
+class Served:
+    """One handler of this process: an activity forward, or its undo."""
+
+    __slots__ = (
+        "activity", "batch", "codec", "context_argument", "direction", "function", "handler", "limit_seconds", "name",
+        "needs_session", "non_retryable", "output", "payload_argument", "plain", "spread", "undo",
+    )  # fmt: skip
+
+    def __init__(self, activity: Activity[Any, Any, Any], direction: str, handler: Handler, limit: float) -> None:
+        self.activity = activity
+        self.direction = direction
+        self.handler = handler
+        self.function: Callable[..., Awaitable[Any]] = handler.function
+        self.name = f"{activity.name} ({handler.name})"
+        self.limit_seconds = limit
+        self.batch = handler.batch
+        self.codec: Codec[Any] = activity.input
+        self.output: Codec[Any] = activity.output
+        self.undo: Codec[Any] = activity.undo
+        self.payload_argument = handler.payload_argument
+        self.spread = handler.spread
+        self.context_argument = handler.context_argument
+        self.needs_session = handler.session_argument is not None
+        self.non_retryable = activity.non_retryable
+        self.plain = (
+            handler.payload_argument is not None
+            and not self.needs_session
+            and handler.context_argument is None
+            and handler.output_argument is None
+            and handler.undo_argument is None
+        )
+        """Takes its payload and nothing else: the shortest call."""
+
+    @property
+    def forward(self) -> bool:
+        return self.direction == Direction.FORWARD
+
+    def input(self, command: Command) -> Any:
+        """Return the command's input. Raises InputInvalid."""
+        data = command.data
+        if self.direction != "forward":
+            data = data.get("input") if isinstance(data, dict) else None
+        try:
+            return self.codec.decode(to_json(data), what="input")
+        except PayloadInvalid as error:
+            raise InputInvalid(error) from None
+
+    def arguments(self, input: Any, command: Command, session: Any, past: Past | None) -> dict[str, Any]:
+        """Return what the handler asked for, by name."""
+        if self.plain:
+            return {self.payload_argument: input}  # type: ignore[dict-item]  # plain: it has a payload argument
+        arguments: dict[str, Any] = {}
+        handler = self.handler
+        if self.payload_argument is not None:
+            arguments[self.payload_argument] = input
+        elif self.spread is not None:
+            arguments = {name: getattr(input, name) for name in self.spread}
+        if handler.session_argument is not None:
+            arguments[handler.session_argument] = session
+        if self.context_argument is not None:
+            arguments[self.context_argument] = context(command)
+        if past is not None:
+            if handler.output_argument is not None:
+                arguments[handler.output_argument] = past.output(self.output)
+            if handler.undo_argument is not None:
+                arguments[handler.undo_argument] = past.undo(self.undo)
+        return arguments
+
+    def batch_arguments(
+        self, inputs: Sequence[Any], commands: Sequence[Command], session: Any, pasts: Sequence[Past | None]
+    ) -> dict[str, Any]:
+        """Return what a batch handler asked for: lists of equal length, one session, the contexts as a list."""
+        each = [
+            self.arguments(input, command, None, past)
+            for input, command, past in zip(inputs, commands, pasts, strict=True)
+        ]
+        arguments: dict[str, Any] = {name: [one[name] for one in each] for name in each[0]}
+        if self.handler.session_argument is not None:
+            arguments[self.handler.session_argument] = session
+        return arguments
+
+    def encode(self, value: Any) -> bytes:
+        """Return the data of the `done` reply. Raises PayloadInvalid or PayloadTooLarge."""
+        if self.direction != "forward":
+            return NULL
+        if isinstance(value, Result):
+            data = forward_data(self.output.encode(value.output, what="output"), self.undo.encode(value.undo, what="undo data"))
+        elif self.undo is not NONE:
+            raise PayloadInvalid(f"The output is not a Result with a {self.undo.name}.")
+        else:
+            data = b'{"output":' + self.output.encode(value, what="output") + b',"undo":null}'
+        if len(data) > BODY_BYTES_MAX:
+            check_size(data, what="output with its undo data")
+        return data
+
+
+class Past:
+    """What an action left for its undo: the `data` of its `done` reply, or of the undo command."""
+
+    __slots__ = ("_data",)
+
+    def __init__(self, data: Any) -> None:
+        self._data: Mapping[str, Any] = data if isinstance(data, dict) else {}
+
+    def output(self, codec: Codec[Any]) -> Any:
+        return self._get("output", codec)
+
+    def undo(self, codec: Codec[Any]) -> Any:
+        return self._get("undo", codec)
+
+    def _get(self, name: str, codec: Codec[Any]) -> Any:
+        value = self._data.get(name)
+        return None if value is None else codec.decode(to_json(value), what=name)
+
+
+def context(command: Command) -> ActivityContext:
+    """Return what a handler may know of its command."""
+    return ActivityContext(
+        operation_key=command.commandid,
+        namespace=command.namespace,
+        saga=command.saga,
+        saga_id=command.sagaid,
+        run_id=command.runid,
+        step=command.step,
+        attempt=command.attempt,
+    )
+
+
+Table = dict[tuple[str, str], Served]
+"""Handlers of one queue by (activity, direction)."""
+
+
+def serve(participants: Iterable[Participant], *, stateless: bool, capabilities: Capabilities) -> dict[str, Table]:
+    """Return every handler by queue, checked. A participant's queue is there even if it has contracts only.
+
+    Raises DuplicateActivity, DefinitionError (a stateless undo that cannot do without its past; P21),
+    MissingCapability (the broker takes a delivery back before the handler's limit).
+    """
+    tables: dict[str, Table] = {}
+    for participant in participants:
+        for activity in participant.activities.values():
+            for served in _handlers(activity):
+                _check(served, stateless, capabilities)
+                table = tables.setdefault(activity.queue, {})
+                if (activity.name, served.direction) in table:
+                    raise DuplicateActivity(
+                        f"Activity {activity.name!r} is served twice on queue {activity.queue!r}.", step=activity.name
+                    )
+                table[activity.name, served.direction] = served
+    return tables
+
+
+def _handlers(activity: Activity[Any, Any, Any]) -> Iterable[Served]:
+    if activity.handler is not None:
+        limit = activity.start_to_close
+        seconds = inf if limit is None else limit.total_seconds()
+        yield Served(activity, Direction.FORWARD.value, activity.handler, seconds)
+    undo = activity.compensation_
+    if undo is not None and undo.handler is not None:
+        seconds = inf if undo.start_to_close is None else undo.start_to_close.total_seconds()
+        yield Served(activity, Direction.COMPENSATE.value, undo.handler, seconds)
+
+
+def _check(served: Served, stateless: bool, capabilities: Capabilities) -> None:
+    handler, step = served.handler, served.activity.name
+    if stateless and served.needs_session:
+        raise DefinitionError(f"{served.name} asks for a session, but the participant has no database.", step=step)
+    for argument, optional in (
+        (handler.output_argument, handler.output_optional),
+        (handler.undo_argument, handler.undo_optional),
+    ):
+        if stateless and argument is not None and not optional:
+            raise DefinitionError(
+                f"{served.name}: without a database the reply that carried {argument!r} may be lost, so the undo "
+                f"must accept None: annotate it `... | None` (P21).",
+                step=step,
+            )
+    bound = capabilities.unacked_seconds_max
+    if bound is not None and served.limit_seconds > bound / 2:
+        raise MissingCapability(
+            f"{served.name}: {capabilities.name} takes a delivery back after {bound:.0f} s, so start_to_close must "
+            f"be given and at most {bound / 2:.0f} s.",
+            step=step,
+        )
+
+
+def idle_in_transaction_seconds(participants: Iterable[Participant]) -> float | None:
+    """Return the idle-in-transaction timeout for these participants' connections (P28).
+
+    The largest `start_to_close` of their handlers plus 5 s; None if one of them has no bound.
+    """
+    limits = [served.limit_seconds for participant in participants for activity in participant.activities.values() for served in _handlers(activity)]
+    longest = max(limits, default=0.0)
+    return None if longest == inf else longest + IDLE_MARGIN_SECONDS
+
+
+def refusal_or_answer(served: Served, value: Any) -> Refused | Answer:
+    """Return an item's answer from what its handler gave for it. Raises PayloadInvalid or PayloadTooLarge."""
+    if isinstance(value, Refused):
+        return value
+    return Answer("done", served.encode(value))

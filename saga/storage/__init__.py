@@ -1,0 +1,1 @@
+"""Small storage ports (base) and their SQLAlchemy adapters."""

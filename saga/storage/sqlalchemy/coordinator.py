@@ -1,0 +1,210 @@
+"""The coordinator's and the client's store over SQLAlchemy: each port method is one transaction of plain functions."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, select, tuple_
+
+from saga.errors import WrongDatabase
+from saga.failpoints import failpoint
+from saga.storage.base import (
+    Changes,
+    Closed,
+    Described,
+    Existing,
+    HistoryRow,
+    IncidentRow,
+    Loaded,
+    StoredRow,
+    ValueKey,
+    Work,
+)
+from saga.storage.sqlalchemy import tables as t
+from saga.storage.sqlalchemy.database import Database
+from saga.storage.sqlalchemy.postgresql import PostgreSQLStatements
+from saga.storage.sqlalchemy.statements import Statements
+
+
+def statements_for(database: Database, namespace: str) -> Statements:
+    """Return the statements of the database's dialect."""
+    kind = PostgreSQLStatements if database.dialect == "postgresql" else Statements
+    return kind(namespace, database.clock)
+
+
+class SqlCoordinatorStore:
+    """Adapter of `CoordinatorStore`."""
+
+    def __init__(self, database: Database, namespace: str) -> None:
+        self._database = database
+        self._namespace = namespace
+        self._sql = statements_for(database, namespace)
+
+    async def advance(
+        self, run_ids: Collection[UUID], work: Work, confirmed: Collection[int]
+    ) -> Sequence[StoredRow]:
+        def transaction(connection: Connection) -> Sequence[StoredRow]:
+            loaded: Mapping[UUID, Loaded] = self._sql.load(connection, run_ids) if run_ids else {}
+            wanted = work.decide(loaded)
+            failpoint("C6")  # locked and decided, nothing written: a crash here leaves no trace
+            values = self._sql.read_values(connection, wanted) if wanted else {}
+            return self._sql.write(connection, work.changes(values), confirmed)
+
+        return await self._database.run(transaction, lost_commit="C7")
+
+    async def read_due(self, limit: int, served: Collection[tuple[str, int]]) -> Sequence[UUID]:
+        return await self._database.run(lambda connection: self._sql.read_due(connection, limit, served))
+
+    async def read_open(self, above: UUID | None, limit: int) -> Sequence[UUID]:
+        i = t.instance.c
+        query = select(i.run_id).where(i.namespace == self._namespace, i.closed_at.is_(None)).order_by(i.run_id)
+        if above is not None:
+            query = query.where(i.run_id > above)
+        return await self._database.run(
+            lambda connection: connection.execute(query.limit(limit)).scalars().all()
+        )
+
+    async def read_pending(
+        self, limit: int, served: Collection[tuple[str, int]]
+    ) -> Sequence[tuple[int, bytes]]:
+        p = t.pending_reply.c
+        query = (
+            select(p.id, p.body)
+            .where(p.namespace == self._namespace, tuple_(p.saga, p.saga_version).in_(list(served)))
+            .order_by(p.id)
+            .limit(limit)
+        )
+        return await self._database.run(
+            lambda connection: [(row.id, row.body) for row in connection.execute(query)]
+        )
+
+    async def register(self, definitions: Sequence[tuple[str, int, str, str]]) -> Sequence[str]:
+        def transaction(connection: Connection) -> Sequence[str]:
+            now = self._sql.now(connection)
+            for name, version, fingerprint, content in definitions:
+                connection.execute(
+                    self._sql.insert_ignore(t.definition).values(
+                        namespace=self._namespace,
+                        name=name,
+                        version=version,
+                        fingerprint=fingerprint,
+                        content=content,
+                        created_at=now,
+                    )
+                )
+            d = t.definition.c
+            known = {
+                (row.name, row.version): row.fingerprint
+                for row in connection.execute(
+                    select(d.name, d.version, d.fingerprint).where(d.namespace == self._namespace)
+                )
+            }
+            return [
+                name
+                for name, version, fingerprint, _ in definitions
+                if known[name, version] != fingerprint
+            ]
+
+        return await self._database.run(transaction)
+
+
+class SqlClientStore:
+    """Adapter of `ClientStore`."""
+
+    def __init__(self, database: Database, namespace: str) -> None:
+        self._database = database
+        self._namespace = namespace
+        self._sql = statements_for(database, namespace)
+
+    async def start(self, changes: Changes) -> tuple[frozenset[UUID], Sequence[StoredRow]]:
+        failpoint("C1")
+
+        def transaction(connection: Connection) -> tuple[frozenset[UUID], Sequence[StoredRow]]:
+            started = self._sql.start(connection, changes)
+            failpoint("C2")
+            return started
+
+        started = await self._database.run(transaction, lost_commit="C3")
+        failpoint("C4")
+        return started
+
+    async def start_in(self, session: Any, changes: Changes) -> frozenset[UUID]:
+        self._check(session)
+        started: frozenset[UUID]
+        started, _ = await session.run_sync(lambda sync: self._sql.start(sync.connection(), changes))
+        return started
+
+    def _check(self, session: Any) -> None:
+        """Refuse a session of another database, before anything is written to it."""
+        url = session.get_bind().engine.url
+        ours = self._database.url
+        same = (url.get_backend_name(), url.database) == (ours.get_backend_name(), ours.database)
+        if not same or (url.host or "", url.port) != (ours.host or "", ours.port):
+            raise WrongDatabase(
+                f"The session is bound to {url.render_as_string(hide_password=True)}, the coordinator's database is "
+                f"{ours.render_as_string(hide_password=True)}; start without session=, or use a session of that one."
+            )
+
+    async def find(self, session: Any, saga: str, saga_id: str) -> Existing | None:
+        i = t.instance.c
+        query = (
+            select(i.run_id, i.run_number, i.status, i.input)
+            .where(i.namespace == self._namespace, i.saga == saga, i.saga_id == saga_id)
+            .order_by(i.run_number.desc())
+            .limit(1)
+        )
+
+        def read(connection: Connection) -> Existing | None:
+            row = connection.execute(query).one_or_none()
+            return None if row is None else Existing(*row)
+
+        if session is None:
+            return await self._database.run(read)
+        found: Existing | None = await session.run_sync(lambda sync: read(sync.connection()))
+        return found
+
+    async def read_closed(self, run_ids: Collection[UUID]) -> Sequence[Closed]:
+        i = t.instance.c
+        query = select(i.run_id, i.status, i.result, i.state).where(
+            i.namespace == self._namespace, i.run_id.in_(list(run_ids)), i.closed_at.is_not(None)
+        )
+        return await self._database.run(lambda connection: [Closed(*row) for row in connection.execute(query)])
+
+    async def read_values(self, keys: Collection[ValueKey]) -> Mapping[ValueKey, bytes]:
+        return await self._database.run(lambda connection: self._sql.read_values(connection, keys))
+
+    async def describe(self, run_id: UUID) -> Described | None:
+        return await self._database.run(lambda connection: self._describe(connection, run_id))
+
+    def _describe(self, connection: Connection, run_id: UUID) -> Described | None:
+        i, h, n = t.instance.c, t.history.c, t.incident.c
+        row = connection.execute(
+            select(
+                i.run_id,
+                i.saga,
+                i.saga_version,
+                i.saga_id,
+                i.run_number,
+                i.version,
+                i.status,
+                i.state,
+                i.created_at,
+                i.closed_at,
+            ).where(i.namespace == self._namespace, i.run_id == run_id)
+        ).one_or_none()
+        if row is None:
+            return None
+        history = connection.execute(
+            select(h.run_id, h.version, h.event, h.step, h.direction, h.attempt, h.detail, h.at)
+            .where(h.namespace == self._namespace, h.run_id == run_id)
+            .order_by(h.version)
+        )
+        incidents = connection.execute(
+            select(n.run_id, n.kind, n.step, n.saga, n.error, n.fingerprint).where(
+                n.namespace == self._namespace, n.run_id == run_id, n.resolved_at.is_(None)
+            )
+        )
+        past = [(HistoryRow(*each[:7]), each.at) for each in history]
+        return Described._make((*row, past, [IncidentRow(*each) for each in incidents]))

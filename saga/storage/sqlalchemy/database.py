@@ -1,0 +1,256 @@
+"""One database: its engine, and the one way to run a transaction on it.
+
+`run(function)` gives a plain SQLAlchemy `Connection` to a synchronous function inside one transaction. The function may
+be run several times: after a deadlock, a serialization failure, or when the answer to COMMIT was lost (P3, SQL-1). It
+runs in a task of its own that is never cancelled; its waiter may leave (SQL-2, SQL-3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import Connection, event, make_url
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.util import await_only
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
+
+from saga.clock import Clock, Ids, Spawner
+from saga.errors import ConfigurationError, MissingExtra, StorageBusy, StorageUnavailable
+from saga.failpoints import failpoint
+from saga.storage.sqlalchemy.failures import REFUSED_STATES, Failure, classify, describe, sqlstate
+
+T = TypeVar("T")
+log = logging.getLogger("saga.storage")
+
+STATEMENT_SECONDS: Final = 5.0
+LOCK_SECONDS: Final = 3.0
+CONNECT_SECONDS: Final = 4.0
+TRANSACTION_SECONDS: Final = 10.0
+TRIES: Final = 5
+
+_DRIVERS: Final = {
+    "sqlite": ("sqlite+aiosqlite", "aiosqlite", ""),
+    "sqlite+aiosqlite": ("sqlite+aiosqlite", "aiosqlite", ""),
+    "postgresql": ("postgresql+asyncpg", "asyncpg", "postgres"),
+    "postgresql+asyncpg": ("postgresql+asyncpg", "asyncpg", "postgres"),
+}
+
+
+def async_url(url: str | URL) -> URL:
+    """Return the URL with our async driver. Raises ConfigurationError or MissingExtra, never showing a password."""
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        # their texts quote the address; a password with an @ in it would be shown
+        raise ConfigurationError(
+            "The database address cannot be read; it looks like postgresql://user:password@host/name or sqlite:///file."
+        ) from None
+    if parsed.drivername not in _DRIVERS:
+        known = ", ".join(sorted(_DRIVERS))
+        raise ConfigurationError(f"The database {parsed.drivername!r} is not supported; use one of {known}.")
+    driver, module, extra = _DRIVERS[parsed.drivername]
+    try:
+        __import__(module)
+    except ImportError:
+        raise MissingExtra(f"The database {parsed.drivername!r} needs: pip install 'saga[{extra}]'.") from None
+    if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise ConfigurationError("SQLite needs a file: an in-memory database is gone with its connection.")
+    return parsed.set(drivername=driver)
+
+
+class Database:
+    """An engine made inside the running loop, with bounded waits, and its transactions."""
+
+    def __init__(
+        self,
+        url: str | URL,
+        *,
+        clock: Clock,
+        ids: Ids,
+        spawner: Spawner,
+        pool_size: int = 5,
+        idle_in_transaction_seconds: float | None = 60.0,
+        schema: str | None = None,
+    ) -> None:
+        self.url = async_url(url)
+        self.dialect = self.url.get_backend_name()
+        self.schema = schema
+        self.clock = clock
+        self.ids = ids
+        self.spawner = spawner
+        # P36: writers of one process queue here, first come first served, not on SQLite's busy timeout
+        self.writer = asyncio.Lock() if self.dialect == "sqlite" else None
+        self.engine = self._sqlite_engine(pool_size) if self.writer else self._postgresql_engine(
+            pool_size, idle_in_transaction_seconds
+        )
+
+    def _sqlite_engine(self, pool_size: int) -> AsyncEngine:
+        engine = create_async_engine(
+            self.url,
+            hide_parameters=True,
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=STATEMENT_SECONDS,
+            connect_args={"timeout": STATEMENT_SECONDS, "isolation_level": None},
+        )
+        assert self.writer is not None
+        _queue_writers(engine, self.writer)
+        return engine
+
+    def _postgresql_engine(self, pool_size: int, idle_seconds: float | None) -> AsyncEngine:
+        settings = {
+            "application_name": "saga",
+            "statement_timeout": str(int(STATEMENT_SECONDS * 1000)),
+            "lock_timeout": str(int(LOCK_SECONDS * 1000)),
+        }
+        if idle_seconds is not None:
+            settings["idle_in_transaction_session_timeout"] = str(int(idle_seconds * 1000))
+        if self.schema is not None:
+            settings["search_path"] = '"' + self.schema.replace('"', '""') + '"'
+        return create_async_engine(
+            self.url,
+            hide_parameters=True,
+            isolation_level="READ COMMITTED",  # PG-4: set, not hoped for
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=STATEMENT_SECONDS,
+            pool_use_lifo=True,
+            connect_args={
+                "timeout": CONNECT_SECONDS,
+                "command_timeout": STATEMENT_SECONDS + 1,
+                "server_settings": settings,
+            },
+        )
+
+    async def run(self, function: Callable[[Connection], T], *, lost_commit: str = "", read_only: bool = False) -> T:
+        """Return what `function` returned, after its transaction committed.
+
+        At most 10 s in all: 5 tries with jittered pauses, as far as the time goes. `lost_commit` names the crash point
+        at which a test takes the answer to COMMIT away. Raises StorageUnavailable (connection), StorageBusy (locks),
+        ConfigurationError (refused log-in); what `function` raises for itself comes through after a rollback.
+        """
+        deadline = self.clock.monotonic() + TRANSACTION_SECONDS
+
+        async def attempt() -> T:
+            return await self._try(function, lost_commit, deadline - self.clock.monotonic())
+
+        try:
+            return await attempt()
+        except BaseException as error:
+            if classify(error) is Failure.FATAL:
+                _raise_refusal(error)
+                raise
+            log.info("transaction runs again after %s", describe(error))
+        return await self._again(attempt, deadline)
+
+    async def _again(self, attempt: Callable[[], Coroutine[Any, Any, T]], deadline: float) -> T:
+        def enough(state: RetryCallState) -> bool:
+            return state.attempt_number >= TRIES - 1 or self.clock.monotonic() + state.upcoming_sleep >= deadline
+
+        retrying = AsyncRetrying(
+            stop=enough,
+            wait=wait_random_exponential(multiplier=0.05, max=1.0),
+            retry=retry_if_exception(lambda error: classify(error) is not Failure.FATAL),
+            sleep=self.clock.sleep,
+            reraise=True,
+        )
+        try:
+            return await retrying(attempt)
+        except BaseException as error:
+            match classify(error):
+                case Failure.BUSY:
+                    raise StorageBusy(f"Refused several times in a row: {describe(error)}.") from None
+                case Failure.LOST:
+                    raise StorageUnavailable(f"Not reached in several tries: {describe(error)}.") from None
+                case Failure.FATAL:
+                    _raise_refusal(error)
+                    raise
+
+    async def _try(self, function: Callable[[Connection], T], lost_commit: str, seconds: float) -> T:
+        task = self.spawner.spawn(self._settle(function, lost_commit), name="saga-transaction")
+        done, _ = await asyncio.wait({task}, timeout=max(seconds, 0.0))
+        if not done:
+            raise TimeoutError("transaction")
+        return task.result()()
+
+    async def _settle(self, function: Callable[[Connection], T], lost_commit: str) -> Callable[[], T]:
+        """Return how it ended, as a function: a failed try is for its waiter to report, not for the spawner."""
+        try:
+            result = await self._transaction(function, lost_commit)
+        except Exception as error:
+            failure = error
+
+            def raise_failure() -> T:
+                raise failure
+
+            return raise_failure
+        return lambda: result
+
+    async def _transaction(self, function: Callable[[Connection], T], lost_commit: str) -> T:
+        async with self.engine.connect() as connection:
+            result = await connection.run_sync(_begin_and_commit, function)
+        if lost_commit:
+            failpoint(lost_commit)
+        return result
+
+    async def dispose(self) -> None:
+        """Close the pool. Bounded; a connection that does not close is abandoned."""
+        task = self.spawner.spawn(self.engine.dispose(), name="saga-dispose")
+        await asyncio.wait({task}, timeout=STATEMENT_SECONDS)
+
+
+def _begin_and_commit(connection: Connection, function: Callable[[Connection], T]) -> T:
+    transaction = connection.begin()
+    try:
+        result = function(connection)
+        transaction.commit()
+    except BaseException as error:
+        if classify(error) is Failure.LOST:
+            connection.invalidate()  # a rollback would wait on the dead link once more (SQL-6)
+        else:
+            transaction.rollback()
+        raise
+    return result
+
+
+def _raise_refusal(error: BaseException) -> None:
+    state = sqlstate(error)
+    if state.startswith(REFUSED_STATES):
+        raise ConfigurationError(f"The database refuses the log-in: {describe(error)}.") from None
+
+
+def _queue_writers(engine: AsyncEngine, writer: asyncio.Lock) -> None:
+    """Begin every SQLite transaction with the process's fair lock and BEGIN IMMEDIATE (LITE-1, P36).
+
+    The lock is taken at a transaction's first statement and given back when its connection returns to the pool, so
+    it covers COMMIT as well.
+    """
+    sync = engine.sync_engine
+
+    @event.listens_for(sync, "connect")
+    def configure(raw: Any, _record: Any) -> None:
+        cursor = raw.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(sync, "begin")
+    def begin(connection: Connection) -> None:
+        if not connection.info.get("saga_writer"):
+            await_only(writer.acquire())
+            connection.info["saga_writer"] = True
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    def give_back(_raw: Any, record: Any, *_rest: Any) -> None:
+        if record is not None and record.info.pop("saga_writer", None):
+            writer.release()
+
+    for hook in ("checkin", "invalidate", "soft_invalidate", "close"):
+        event.listen(sync.pool, hook, give_back)
+
+

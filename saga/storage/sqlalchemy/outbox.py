@@ -1,0 +1,195 @@
+"""The relay's store over SQLAlchemy: leases with a fencing epoch, loss-free reading, deletion, blocked keys."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import Connection, case, delete, insert, select, update
+
+from saga.failpoints import failpoint
+from saga.storage.base import IncidentRow, Lease, StoredRow
+from saga.storage.sqlalchemy import tables as t
+from saga.storage.sqlalchemy.coordinator import statements_for
+from saga.storage.sqlalchemy.database import Database
+
+BLOCKED_SECONDS_MAX = 60.0
+
+
+class SqlOutboxStore:
+    """Adapter of `OutboxStore`."""
+
+    def __init__(self, database: Database, namespace: str) -> None:
+        self._database = database
+        self._namespace = namespace
+        self._sql = statements_for(database, namespace)
+        self._rows_there: set[str] = set()
+
+    async def renew(self, names: Collection[str], owner: UUID, seconds: float) -> Sequence[Lease]:
+        row = t.lease.c
+
+        def transaction(connection: Connection) -> Sequence[Lease]:
+            now = self._sql.due_now(connection)
+            for name in sorted(set(names) - self._rows_there):
+                fresh = {"namespace": self._namespace, "name": name, "epoch": 0, "expires_at": now}
+                connection.execute(self._sql.insert_ignore(t.lease).values(**fresh))
+            held = connection.execute(
+                update(t.lease)
+                .where(
+                    row.namespace == self._namespace,
+                    row.name.in_(sorted(names)),
+                    (row.owner == owner) | row.owner.is_(None) | (row.expires_at < now),
+                )
+                .values(
+                    epoch=case((row.owner == owner, row.epoch), else_=row.epoch + 1),
+                    owner=owner,
+                    expires_at=now + timedelta(seconds=seconds),
+                )
+                .returning(row.name, row.epoch)
+            ).all()
+            return sorted(Lease(*each) for each in held)
+
+        leases = await self._database.run(transaction)
+        self._rows_there.update(names)
+        return leases
+
+    async def release(self, owner: UUID) -> None:
+        row = t.lease.c
+        query = (
+            update(t.lease)
+            .where(row.namespace == self._namespace, row.owner == owner)
+            .values(owner=None, epoch=row.epoch + 1)
+        )
+        await self._database.run(lambda connection: connection.execute(query).rowcount)
+
+    async def read_outbox(
+        self, parts: Collection[int], low: int, older_than_seconds: float, limit: int
+    ) -> Sequence[StoredRow]:
+        o = t.outbox.c
+
+        def transaction(connection: Connection) -> Sequence[StoredRow]:
+            query = (
+                select(o.id, o.message_id, o.channel, o.ordering_key, o.body)
+                .where(o.namespace == self._namespace, o.part.in_(sorted(parts)), o.id > low)
+                .order_by(o.id)
+                .limit(limit)
+            )
+            if older_than_seconds > 0:
+                before = self._sql.due_now(connection) - timedelta(seconds=older_than_seconds)
+                query = query.where(o.created_at < before)
+            return [StoredRow(*row) for row in connection.execute(query)]
+
+        return await self._database.run(transaction)
+
+    async def delete_confirmed(self, ids: Collection[int]) -> None:
+        await self._database.run(
+            lambda connection: self._sql.delete_outbox(connection, ids), lost_commit="R4"
+        )
+
+    async def move_due(self, limit: int) -> int:
+        d = t.outbox_delayed.c
+
+        def transaction(connection: Connection) -> int:
+            due = connection.execute(
+                select(d.message_id, d.part, d.channel, d.ordering_key, d.body)
+                .where(d.namespace == self._namespace, d.due_at <= self._sql.due_now(connection))
+                .order_by(d.due_at)
+                .limit(limit)
+                .with_for_update(skip_locked=True)
+            ).all()
+            if due:
+                now = self._sql.now(connection)
+                rows = [{"namespace": self._namespace, "created_at": now, **row._mapping} for row in due]
+                connection.execute(insert(t.outbox), rows)
+                connection.execute(
+                    delete(t.outbox_delayed).where(d.message_id.in_([row.message_id for row in due]))
+                )
+            return len(due)
+
+        return await self._database.run(transaction)
+
+    async def block(
+        self, lease: Lease, owner: UUID, row: StoredRow, reason: str, retry_seconds: float
+    ) -> bool:
+        held, b, i = t.lease.c, t.blocked_key.c, t.instance.c
+
+        def transaction(connection: Connection) -> bool:
+            # The fence: a former owner's count would push back a key that the new owner is sending.
+            fence = connection.execute(
+                update(t.lease)
+                .where(
+                    held.namespace == self._namespace,
+                    held.name == lease.name,
+                    held.owner == owner,
+                    held.epoch == lease.epoch,
+                )
+                .values(owner=owner)
+            )
+            if fence.rowcount != 1:
+                return False
+            failpoint("M3")
+            now = self._sql.now(connection)
+            counted = connection.execute(
+                update(t.blocked_key)
+                .where(b.namespace == self._namespace, b.ordering_key == row.ordering_key)
+                .values(
+                    attempts=b.attempts + 1, reason=reason, next_try_at=now + timedelta(seconds=retry_seconds)
+                )
+            )
+            if counted.rowcount == 0:
+                connection.execute(
+                    insert(t.blocked_key).values(
+                        namespace=self._namespace,
+                        ordering_key=row.ordering_key,
+                        part=int(lease.name.rpartition("-")[2]),
+                        reason=reason,
+                        attempts=1,
+                        next_try_at=now + timedelta(seconds=retry_seconds),
+                    )
+                )
+            saga = connection.execute(
+                select(i.saga).where(i.namespace == self._namespace, i.run_id == UUID(row.ordering_key))
+            ).scalar()
+            if saga is not None:
+                kind = IncidentRow(
+                    UUID(row.ordering_key), "unroutable", "", saga, row.channel, f"unroutable:{row.channel}"
+                )
+                self._sql.raise_incident(connection, kind, now)
+            return True
+
+        return await self._database.run(transaction)
+
+    async def read_blocked(self) -> Mapping[str, float]:
+        b = t.blocked_key.c
+
+        def transaction(connection: Connection) -> Mapping[str, float]:
+            rows = connection.execute(
+                select(b.ordering_key, b.next_try_at).where(b.namespace == self._namespace)
+            ).all()
+            if not rows:
+                return {}
+            now = self._sql.now(connection)
+            return {row.ordering_key: max((row.next_try_at - now).total_seconds(), 0.0) for row in rows}
+
+        return await self._database.run(transaction)
+
+    async def unblock(self, keys: Collection[str]) -> None:
+        b, n = t.blocked_key.c, t.incident.c
+
+        def transaction(connection: Connection) -> None:
+            connection.execute(
+                delete(t.blocked_key).where(b.namespace == self._namespace, b.ordering_key.in_(sorted(keys)))
+            )
+            connection.execute(
+                update(t.incident)
+                .where(
+                    n.namespace == self._namespace,
+                    n.run_id.in_([UUID(key) for key in keys]),
+                    n.kind == "unroutable",
+                    n.resolved_at.is_(None),
+                )
+                .values(resolved_at=self._sql.now(connection))
+            )
+
+        await self._database.run(transaction)

@@ -1,0 +1,226 @@
+"""The hot statements on PostgreSQL: a batch goes as arrays, and all that it writes is one statement.
+
+Reads of time: `statement_timestamp()` and `clock_timestamp()`, never `now()`, which stands still (PG-1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import Connection, Insert, Table, func, select, text
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+
+from saga.storage.base import Changes, HistoryRow, Loaded, OutboxRow, StoredRow, ValueKey, ValueRow
+from saga.storage.sqlalchemy.statements import Fenced, Statements
+
+LOAD: Final = text("""
+SELECT run_id, saga, saga_version, saga_id, version, state, input,
+       CAST(EXTRACT(EPOCH FROM clock_timestamp() - created_at) * 1000 AS bigint),
+       CAST(EXTRACT(EPOCH FROM wakeup_at - created_at) * 1000 AS bigint)
+  FROM saga_instance
+ WHERE namespace = :namespace AND run_id = ANY(CAST(:run_ids AS uuid[]))
+ ORDER BY run_id FOR NO KEY UPDATE
+""")
+
+VALUES: Final = text("""
+SELECT v.run_id, v.step, v.iteration, v.round, v.kind, v.data
+  FROM unnest(CAST(:run_ids AS uuid[]), CAST(:steps AS text[]), CAST(:iterations AS int[]),
+              CAST(:rounds AS int[]), CAST(:kinds AS text[])) AS k(run_id, step, iteration, round, kind)
+  JOIN saga_value v ON v.namespace = :namespace AND v.run_id = k.run_id AND v.step = k.step
+       AND v.iteration = k.iteration AND v.round = k.round AND v.kind = k.kind
+""")
+
+_HISTORY: Final = """
+INSERT INTO saga_history (namespace, run_id, version, event, step, direction, attempt, detail, at)
+SELECT :namespace, h.run_id, h.version, h.event, h.step, h.direction, h.attempt, h.detail, statement_timestamp()
+  FROM unnest(CAST(:h_run_ids AS uuid[]), CAST(:h_versions AS int[]), CAST(:h_events AS text[]),
+              CAST(:h_steps AS text[]), CAST(:h_directions AS text[]), CAST(:h_attempts AS int[]),
+              CAST(:h_details AS text[])) AS h(run_id, version, event, step, direction, attempt, detail)
+"""
+
+_VALUES: Final = """
+INSERT INTO saga_value (namespace, run_id, step, iteration, round, kind, data)
+SELECT :namespace, v.run_id, v.step, v.iteration, v.round, v.kind, v.data
+  FROM unnest(CAST(:v_run_ids AS uuid[]), CAST(:v_steps AS text[]), CAST(:v_iterations AS int[]),
+              CAST(:v_rounds AS int[]), CAST(:v_kinds AS text[]), CAST(:v_datas AS bytea[]))
+       AS v(run_id, step, iteration, round, kind, data)
+"""
+
+_OUTBOX: Final = """
+INSERT INTO saga_outbox (namespace, part, message_id, channel, ordering_key, body, created_at)
+SELECT :namespace, o.part, o.message_id, o.channel, o.ordering_key, o.body, statement_timestamp()
+  FROM unnest(CAST(:o_parts AS smallint[]), CAST(:o_message_ids AS uuid[]), CAST(:o_channels AS text[]),
+              CAST(:o_keys AS text[]), CAST(:o_bodies AS bytea[])) AS o(part, message_id, channel, ordering_key, body)
+"""
+
+DELETE: Final = """
+DELETE FROM saga_outbox WHERE id IN (
+  SELECT id FROM saga_outbox WHERE id = ANY(CAST(:confirmed AS bigint[])) ORDER BY id FOR UPDATE SKIP LOCKED)
+"""
+
+WRITE: Final = text(f"""
+WITH moved AS (
+  UPDATE saga_instance i
+     SET version = u.version, status = u.status, state = u.state, result = u.result,
+         wakeup_at = i.created_at + u.wakeup_ms * interval '1 millisecond',
+         closed_at = CASE WHEN u.wakeup_ms IS NULL THEN statement_timestamp() END
+    FROM unnest(CAST(:run_ids AS uuid[]), CAST(:expected AS int[]), CAST(:versions AS int[]), CAST(:statuses AS text[]),
+                CAST(:states AS text[]), CAST(:wakeups AS bigint[]), CAST(:results AS bytea[]))
+         AS u(run_id, expected, version, status, state, wakeup_ms, result)
+   WHERE i.namespace = :namespace AND i.run_id = u.run_id AND i.version = u.expected
+  RETURNING 1),
+h AS ({_HISTORY}),
+v AS ({_VALUES}),
+d AS ({DELETE}),
+o AS ({_OUTBOX} RETURNING id, message_id)
+SELECT (SELECT count(*) FROM moved), (SELECT array_agg(id) FROM o), (SELECT array_agg(message_id) FROM o)
+""")  # lint: allow SQL because the parts are constants of this module
+
+START: Final = text(f"""
+WITH started AS (
+  INSERT INTO saga_instance (namespace, run_id, saga, saga_version, saga_id, run_number, version, status, state, input,
+                             result, created_at, closed_at, wakeup_at)
+  SELECT :namespace, u.run_id, u.saga, u.saga_version, u.saga_id, u.run_number, 1, u.status, u.state, u.input, u.result,
+         statement_timestamp(), CASE WHEN u.wakeup_ms IS NULL THEN statement_timestamp() END,
+         statement_timestamp() + u.wakeup_ms * interval '1 millisecond'
+    FROM unnest(CAST(:run_ids AS uuid[]), CAST(:sagas AS text[]), CAST(:saga_versions AS int[]),
+                CAST(:saga_ids AS text[]), CAST(:run_numbers AS int[]), CAST(:statuses AS text[]),
+                CAST(:states AS text[]), CAST(:inputs AS bytea[]), CAST(:wakeups AS bigint[]), CAST(:results AS bytea[]))
+         AS u(run_id, saga, saga_version, saga_id, run_number, status, state, input, wakeup_ms, result)
+   ORDER BY u.saga, u.saga_id
+  ON CONFLICT DO NOTHING
+  RETURNING run_id),
+h AS ({_HISTORY} JOIN started USING (run_id)),
+v AS ({_VALUES} JOIN started USING (run_id)),
+o AS ({_OUTBOX} JOIN started ON started.run_id = CAST(o.ordering_key AS uuid) RETURNING id, message_id)
+SELECT (SELECT array_agg(run_id) FROM started), (SELECT array_agg(id) FROM o), (SELECT array_agg(message_id) FROM o)
+""")  # lint: allow SQL because the parts are constants of this module
+
+KNOWN_RUNS: Final = text("""
+SELECT run_id FROM saga_instance WHERE namespace = :namespace AND run_id = ANY(CAST(:run_ids AS uuid[]))
+""")
+
+DELETE_ONLY: Final = text(DELETE)
+
+WAKE: Final = text("""
+UPDATE saga_instance i SET wakeup_at = i.created_at + u.wakeup_ms * interval '1 millisecond'
+  FROM unnest(CAST(:run_ids AS uuid[]), CAST(:wakeups AS bigint[])) AS u(run_id, wakeup_ms)
+ WHERE i.namespace = :namespace AND i.run_id = u.run_id AND i.closed_at IS NULL
+""")
+
+
+def columns(rows: Iterable[tuple[Any, ...]], names: Sequence[str]) -> dict[str, list[Any]]:
+    """Return rows as one array per column, by parameter name."""
+    turned = list(zip(*rows, strict=True))
+    return {name: list(turned[place]) if turned else [] for place, name in enumerate(names)}
+
+
+class PostgreSQLStatements(Statements):
+    """The same port calls with one statement for all that a batch writes."""
+
+    def now(self, connection: Connection) -> datetime:
+        now: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
+        return now
+
+    def due_now(self, connection: Connection) -> Any:
+        return func.clock_timestamp()
+
+    def insert_ignore(self, table: Table) -> Insert:
+        return postgresql_insert(table).on_conflict_do_nothing()
+
+    def load(self, connection: Connection, run_ids: Collection[UUID]) -> dict[UUID, Loaded]:
+        rows = connection.execute(LOAD, {"namespace": self.namespace, "run_ids": list(run_ids)})
+        return {row[0]: Loaded._make(row) for row in rows}
+
+    def read_values(self, connection: Connection, keys: Collection[ValueKey]) -> dict[ValueKey, bytes]:
+        if not keys:
+            return {}
+        names = ("run_ids", "steps", "iterations", "rounds", "kinds")
+        rows = connection.execute(VALUES, {"namespace": self.namespace, **columns(keys, names)})
+        return {ValueKey._make(row[:5]): row[5] for row in rows}
+
+    def write(self, connection: Connection, changes: Changes, confirmed: Collection[int]) -> Sequence[StoredRow]:
+        names = ("run_ids", "expected", "versions", "statuses", "states", "wakeups", "results")
+        parameters = columns(changes.moved, names) | self._appended(changes) | {"confirmed": sorted(confirmed)}
+        moved, ids, message_ids = connection.execute(WRITE, parameters).one()
+        if moved != len(changes.moved):
+            raise Fenced
+        if _has_rare(changes):
+            self.write_rare(connection, changes, self.now(connection))
+        return _stored(changes.outbox, ids, message_ids)
+
+    def start(self, connection: Connection, changes: Changes) -> tuple[frozenset[UUID], Sequence[StoredRow]]:
+        names = (
+            "run_ids",
+            "sagas",
+            "saga_versions",
+            "saga_ids",
+            "run_numbers",
+            "statuses",
+            "states",
+            "inputs",
+            "wakeups",
+            "results",
+        )
+        parameters = columns(changes.new, names) | self._appended(changes)
+        started, ids, message_ids = connection.execute(START, parameters).one()
+        there = frozenset(started or ())
+        if len(there) < len(changes.new):
+            # P31: a run id that is there already is this same start, run again
+            ours = {"namespace": self.namespace, "run_ids": [row.run_id for row in changes.new]}
+            there = frozenset(connection.execute(KNOWN_RUNS, ours).scalars())
+        return there, _stored(changes.outbox, ids, message_ids)
+
+    def delete_outbox(self, connection: Connection, ids: Collection[int]) -> None:
+        if ids:
+            connection.execute(DELETE_ONLY, {"confirmed": sorted(ids)})
+
+    def _wake(self, connection: Connection, woken: Sequence[tuple[UUID, int]]) -> None:
+        connection.execute(WAKE, {"namespace": self.namespace, **columns(woken, ("run_ids", "wakeups"))})
+
+    def _appended(self, changes: Changes) -> dict[str, Any]:
+        return {
+            "namespace": self.namespace,
+            **_history(changes.history),
+            **_values(changes.values),
+            **_outbox(changes.outbox),
+        }
+
+
+def _history(rows: Sequence[HistoryRow]) -> dict[str, list[Any]]:
+    names = ("h_run_ids", "h_versions", "h_events", "h_steps", "h_directions", "h_attempts", "h_details")
+    return columns(rows, names)
+
+
+def _values(rows: Sequence[ValueRow]) -> dict[str, list[Any]]:
+    names = ("v_run_ids", "v_steps", "v_iterations", "v_rounds", "v_kinds", "v_datas")
+    return columns(((*row.key, row.data) for row in rows), names)
+
+
+def _outbox(rows: Sequence[OutboxRow]) -> dict[str, list[Any]]:
+    return columns(rows, ("o_message_ids", "o_parts", "o_channels", "o_keys", "o_bodies"))
+
+
+def _stored(rows: Sequence[OutboxRow], ids: list[int] | None, message_ids: list[UUID] | None) -> list[StoredRow]:
+    """Pair rows with their ids, in the order in which they were given; rows left out are left out."""
+    by_message = dict(zip(message_ids or (), ids or (), strict=True))
+    return [
+        StoredRow(by_message[row.message_id], row.message_id, row.channel, row.ordering_key, row.body)
+        for row in rows
+        if row.message_id in by_message
+    ]
+
+
+def _has_rare(changes: Changes) -> bool:
+    return bool(
+        changes.woken
+        or changes.incidents
+        or changes.resolved
+        or changes.stale
+        or changes.pending
+        or changes.taken
+        or changes.audit
+    )

@@ -1,0 +1,326 @@
+"""The coordinator's and client's statements in portable Core; a dialect module replaces those that are hot there.
+
+Many rows go by `executemany`, one statement each kind, so the number of statements does not grow with the batch.
+Due times: SQLite has no clock of its own, so its host's is the database time (P10).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Insert, Table, bindparam, delete, func, insert, select, tuple_, update
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+
+from saga.clock import Clock
+from saga.storage.base import (
+    Changes,
+    HistoryRow,
+    IncidentRow,
+    Loaded,
+    MovedRow,
+    NewInstance,
+    OutboxRow,
+    StoredRow,
+    ValueKey,
+    ValueRow,
+)
+from saga.storage.sqlalchemy import tables as t
+
+
+class Fenced(Exception):
+    """A row changed under its lock: impossible on a sound database, so the transaction is rolled back and raised (P1)."""
+
+
+def milliseconds(later: datetime, earlier: datetime) -> int:
+    """Return the whole milliseconds between two instants."""
+    return (later - earlier) // timedelta(milliseconds=1)
+
+
+class Statements:
+    """Everything the coordinator and the client write and read, for one namespace."""
+
+    def __init__(self, namespace: str, clock: Clock) -> None:
+        self.namespace = namespace
+        self.clock = clock
+
+    def now(self, connection: Connection) -> datetime:
+        """Return database time."""
+        return self.clock.now()
+
+    # --- loading ------------------------------------------------------------------------------
+
+    def load(self, connection: Connection, run_ids: Collection[UUID]) -> dict[UUID, Loaded]:
+        """Load instances and lock them in id order (PG-8)."""
+        i = t.instance.c
+        rows = connection.execute(
+            select(
+                i.run_id, i.saga, i.saga_version, i.saga_id, i.version, i.state, i.input, i.created_at, i.wakeup_at
+            )
+            .where(i.namespace == self.namespace, i.run_id.in_(sorted(run_ids)))
+            .order_by(i.run_id)
+            .with_for_update()
+        ).all()
+        now = self.now(connection)
+        return {
+            row.run_id: Loaded(
+                *row[:7],
+                now_ms=milliseconds(now, row.created_at),
+                wakeup_ms=None if row.wakeup_at is None else milliseconds(row.wakeup_at, row.created_at),
+            )
+            for row in rows
+        }
+
+    def read_values(self, connection: Connection, keys: Collection[ValueKey]) -> dict[ValueKey, bytes]:
+        """Read payloads by name."""
+        if not keys:
+            return {}
+        v = t.value.c
+        rows = connection.execute(
+            select(v.run_id, v.step, v.iteration, v.round, v.kind, v.data).where(
+                v.namespace == self.namespace,
+                v.run_id.in_({key.run_id for key in keys}),
+                tuple_(v.step, v.kind).in_({(key.step, key.kind) for key in keys}),
+            )
+        )
+        found = {ValueKey(*row[:5]): row.data for row in rows}
+        return {key: found[key] for key in keys if key in found}
+
+    # --- writing ------------------------------------------------------------------------------
+
+    def write(
+        self, connection: Connection, changes: Changes, confirmed: Collection[int]
+    ) -> Sequence[StoredRow]:
+        """Write a batch of transitions and delete confirmed outbox rows; return the outbox rows written."""
+        now = self.now(connection)
+        self._move(connection, changes.moved, now)
+        stored = self._append(connection, changes.outbox, now)
+        self._record(connection, changes.history, changes.values, now)
+        self.delete_outbox(connection, confirmed)
+        self.write_rare(connection, changes, now)
+        return stored
+
+    def _move(self, connection: Connection, moved: Sequence[MovedRow], now: datetime) -> None:
+        if not moved:
+            return
+        i = t.instance.c
+        created = dict(
+            connection.execute(
+                select(i.run_id, i.created_at).where(
+                    i.namespace == self.namespace, i.run_id.in_([row.run_id for row in moved])
+                )
+            ).all()
+        )
+        done = connection.execute(
+            update(t.instance)
+            .where(
+                i.namespace == self.namespace,
+                i.run_id == bindparam("b_run_id"),
+                i.version == bindparam("b_expected"),
+            )
+            .values(
+                version=bindparam("b_version"),
+                status=bindparam("b_status"),
+                state=bindparam("b_state"),
+                wakeup_at=bindparam("b_wakeup_at"),
+                closed_at=bindparam("b_closed_at"),
+                result=bindparam("b_result"),
+            ),
+            [
+                {
+                    "b_run_id": row.run_id,
+                    "b_expected": row.expected,
+                    "b_version": row.version,
+                    "b_status": row.status,
+                    "b_state": row.state,
+                    "b_wakeup_at": wakeup(created[row.run_id], row.wakeup_ms),
+                    "b_closed_at": now if row.wakeup_ms is None else None,
+                    "b_result": row.result,
+                }
+                for row in moved
+            ],
+        )
+        if done.rowcount != len(moved):
+            raise Fenced
+
+    def _record(
+        self, connection: Connection, history: Sequence[HistoryRow], values: Sequence[ValueRow], now: datetime
+    ) -> None:
+        self._insert(connection, t.history, [{**row._asdict(), "at": now} for row in history])
+        self._insert(connection, t.value, [{**row.key._asdict(), "data": row.data} for row in values])
+
+    def _append(self, connection: Connection, rows: Sequence[OutboxRow], now: datetime) -> list[StoredRow]:
+        if not rows:
+            return []
+        # One writer at a time, so the ids of one executemany are consecutive; AUTOINCREMENT never reuses them.
+        self._insert(connection, t.outbox, [{**row._asdict(), "created_at": now} for row in rows])
+        last: int = connection.execute(select(func.last_insert_rowid())).scalar_one()
+        first = last - len(rows) + 1
+        return [
+            StoredRow(first + place, row.message_id, row.channel, row.ordering_key, row.body)
+            for place, row in enumerate(rows)
+        ]
+
+    def delete_outbox(self, connection: Connection, ids: Collection[int]) -> None:
+        """Delete rows by id, in id order."""
+        if ids:
+            connection.execute(
+                delete(t.outbox).where(t.outbox.c.id == bindparam("b_id")), [{"b_id": id_} for id_ in sorted(ids)]
+            )
+
+    def write_rare(self, connection: Connection, changes: Changes, now: datetime) -> None:
+        """Write what most batches do not have."""
+        if changes.woken:
+            self._wake(connection, changes.woken)
+        for row in changes.incidents:
+            self.raise_incident(connection, row, now)
+        for run_id, step in changes.resolved:
+            n = t.incident.c
+            connection.execute(
+                update(t.incident)
+                .where(
+                    n.namespace == self.namespace, n.run_id == run_id, n.step == step, n.resolved_at.is_(None)
+                )
+                .values(resolved_at=now)
+            )
+        self._insert(connection, t.stale_reply, [{**row._asdict(), "received_at": now} for row in changes.stale])
+        self._insert(connection, t.pending_reply, [{**row._asdict(), "received_at": now} for row in changes.pending])
+        self._insert(connection, t.audit, [{**row._asdict(), "at": now} for row in changes.audit])
+        if changes.taken:
+            connection.execute(
+                delete(t.pending_reply).where(t.pending_reply.c.id == bindparam("b_id")),
+                [{"b_id": id_} for id_ in sorted(changes.taken)],
+            )
+
+    def _wake(self, connection: Connection, woken: Sequence[tuple[UUID, int]]) -> None:
+        i = t.instance.c
+        created = dict(
+            connection.execute(
+                select(i.run_id, i.created_at).where(
+                    i.namespace == self.namespace, i.run_id.in_([run_id for run_id, _ in woken])
+                )
+            ).all()
+        )
+        connection.execute(
+            update(t.instance)
+            .where(i.namespace == self.namespace, i.run_id == bindparam("b_run_id"), i.closed_at.is_(None))
+            .values(wakeup_at=bindparam("b_wakeup_at")),
+            [{"b_run_id": run_id, "b_wakeup_at": wakeup(created[run_id], ms)} for run_id, ms in woken],
+        )
+
+    def raise_incident(self, connection: Connection, row: IncidentRow, now: datetime) -> None:
+        """Open an incident, or count it once more and open it again."""
+        n = t.incident.c
+        again = connection.execute(
+            update(t.incident)
+            .where(
+                n.namespace == self.namespace, n.run_id == row.run_id, n.kind == row.kind, n.step == row.step
+            )
+            .values(
+                count=n.count + 1,
+                last_seen_at=now,
+                error=row.error,
+                fingerprint=row.fingerprint,
+                resolved_at=None,
+            )
+        )
+        if again.rowcount == 0:
+            values = {**row._asdict(), "count": 1, "first_seen_at": now, "last_seen_at": now}
+            self._insert(connection, t.incident, [values])
+
+    def _insert(self, connection: Connection, table: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+        if rows:
+            connection.execute(insert(table), [{"namespace": self.namespace, **row} for row in rows])
+
+    # --- starting -----------------------------------------------------------------------------
+
+    def start(
+        self, connection: Connection, changes: Changes
+    ) -> tuple[frozenset[UUID], Sequence[StoredRow]]:
+        """Insert new instances with their history, values and commands, leaving out ids that are known.
+
+        P31: a run id that is there already is this same start, run again, and counts as inserted.
+        """
+        now = self.now(connection)
+        for row in changes.new:
+            self._insert_new(connection, row, now)
+        i = t.instance.c
+        there = frozenset(
+            connection.execute(
+                select(i.run_id).where(
+                    i.namespace == self.namespace, i.run_id.in_([row.run_id for row in changes.new])
+                )
+            ).scalars()
+        )
+        fresh = self._without_history(connection, there)
+        mine = only(changes, fresh)
+        self._record(connection, mine.history, mine.values, now)
+        return there, self._append(connection, mine.outbox, now)
+
+    def _without_history(self, connection: Connection, run_ids: Collection[UUID]) -> frozenset[UUID]:
+        h = t.history.c
+        seen = connection.execute(
+            select(h.run_id).where(h.namespace == self.namespace, h.run_id.in_(run_ids), h.version == 1)
+        ).scalars()
+        return frozenset(run_ids) - frozenset(seen)
+
+    def _insert_new(self, connection: Connection, row: NewInstance, now: datetime) -> None:
+        fields = row._asdict()
+        wakeup_ms = fields.pop("wakeup_ms")
+        connection.execute(
+            self.insert_ignore(t.instance).values(
+                namespace=self.namespace,
+                version=1,
+                created_at=now,
+                closed_at=now if wakeup_ms is None else None,
+                wakeup_at=wakeup(now, wakeup_ms),
+                **fields,
+            )
+        )
+
+    def insert_ignore(self, table: Table) -> Insert:
+        """Return an INSERT that leaves out rows whose key is there; what happened is told by the row count."""
+        return sqlite_insert(table).on_conflict_do_nothing()
+
+    # --- polling ------------------------------------------------------------------------------
+
+    def read_due(
+        self, connection: Connection, limit: int, served: Collection[tuple[str, int]]
+    ) -> Sequence[UUID]:
+        """Return open instances of served versions whose wake-up has passed, oldest first."""
+        i = t.instance.c
+        return (
+            connection.execute(
+                select(i.run_id)
+                .where(
+                    i.namespace == self.namespace,
+                    i.wakeup_at <= self.due_now(connection),
+                    tuple_(i.saga, i.saga_version).in_(list(served)),
+                )
+                .order_by(i.wakeup_at)
+                .limit(limit)
+            )
+            .scalars()
+            .all()
+        )
+
+    def due_now(self, connection: Connection) -> Any:
+        """Return database time as an expression to compare due times with."""
+        return self.now(connection)
+
+
+def wakeup(created: datetime, wakeup_ms: int | None) -> datetime | None:
+    """Return the instant of a wake-up given in milliseconds since creation."""
+    return None if wakeup_ms is None else created + timedelta(milliseconds=wakeup_ms)
+
+
+def only(changes: Changes, run_ids: Collection[UUID]) -> Changes:
+    """Return what `changes` says of these runs: history, values and commands."""
+    texts = {str(run_id) for run_id in run_ids}
+    return Changes(
+        history=[row for row in changes.history if row.run_id in run_ids],
+        values=[row for row in changes.values if row.key.run_id in run_ids],
+        outbox=[row for row in changes.outbox if row.ordering_key in texts],
+    )

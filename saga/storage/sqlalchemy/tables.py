@@ -1,0 +1,277 @@
+"""The tables. Coordinator and participant each use their part; one migration makes both, in every database of ours.
+
+Rows are named by ids that we make (UUIDv7); identity columns only order. The namespace is part of every key.
+Payload columns are bytes of JSON and are written once; what moves is the small `state` snapshot.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
+
+from saga.storage.sqlalchemy.types import IDENTITY, instant
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+# --- coordinator ------------------------------------------------------------------------------
+
+definition = Table(
+    "saga_definition",
+    metadata,
+    Column("namespace", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("fingerprint", Text, nullable=False),
+    Column("content", Text, nullable=False),
+    Column("created_at", instant(), nullable=False),
+    PrimaryKeyConstraint("namespace", "name", "version"),
+)
+
+instance = Table(
+    "saga_instance",
+    metadata,
+    Column("namespace", Text, nullable=False),
+    Column("run_id", Uuid, nullable=False),
+    Column("saga", Text, nullable=False),
+    Column("saga_version", Integer, nullable=False),
+    Column("saga_id", Text, nullable=False),
+    Column("run_number", Integer, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("input", LargeBinary, nullable=False),
+    Column("result", LargeBinary),
+    Column("created_at", instant(), nullable=False),
+    Column("closed_at", instant()),
+    # Set exactly while the instance is open, and never later than the true due time, which the state knows.
+    # Usually it is earlier: moving it with every transition would cost an index entry each (docs/design/0001).
+    Column("wakeup_at", instant()),
+    PrimaryKeyConstraint("namespace", "run_id"),
+    UniqueConstraint("namespace", "saga", "saga_id", "run_number"),
+    CheckConstraint("(wakeup_at IS NULL) = (closed_at IS NOT NULL)", name="open_is_woken"),
+)
+Index(
+    "ix_saga_instance_wakeup",
+    instance.c.namespace,
+    instance.c.wakeup_at,
+    postgresql_where=text("wakeup_at IS NOT NULL"),
+    sqlite_where=text("wakeup_at IS NOT NULL"),
+)
+
+history = Table(
+    "saga_history",
+    metadata,
+    Column("namespace", Text, nullable=False),
+    Column("run_id", Uuid, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("event", Text, nullable=False),
+    Column("step", Text),
+    Column("direction", Text),
+    Column("attempt", Integer),
+    Column("detail", Text),
+    Column("at", instant(), nullable=False),
+    PrimaryKeyConstraint("namespace", "run_id", "version"),
+)
+
+value = Table(
+    "saga_value",
+    metadata,
+    Column("namespace", Text, nullable=False),
+    Column("run_id", Uuid, nullable=False),
+    Column("step", Text, nullable=False),
+    Column("iteration", Integer, nullable=False),
+    Column("round", Integer, nullable=False),
+    Column("kind", Text, nullable=False),  # input | output | undo | refusal | error
+    Column("data", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("namespace", "run_id", "step", "iteration", "round", "kind"),
+)
+
+pending_reply = Table(
+    # P29: replies that came to a process without the instance's version, until one that has it takes them.
+    "saga_pending_reply",
+    metadata,
+    Column("id", IDENTITY, primary_key=True, autoincrement=True),
+    Column("namespace", Text, nullable=False),
+    Column("run_id", Uuid, nullable=False),
+    Column("saga", Text, nullable=False),
+    Column("saga_version", Integer, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("received_at", instant(), nullable=False),
+    sqlite_autoincrement=True,
+)
+Index("ix_saga_pending_reply_saga", pending_reply.c.namespace, pending_reply.c.saga, pending_reply.c.saga_version)
+
+stale_reply = Table(
+    "saga_stale_reply",
+    metadata,
+    Column("id", IDENTITY, primary_key=True, autoincrement=True),
+    Column("namespace", Text, nullable=False),
+    Column("run_id", Uuid, nullable=False),
+    Column("step", Text, nullable=False),
+    Column("direction", Text, nullable=False),
+    Column("command_id", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("received_at", instant(), nullable=False),
+    sqlite_autoincrement=True,
+)
+Index("ix_saga_stale_reply_run", stale_reply.c.namespace, stale_reply.c.run_id)
+
+incident = Table(
+    "saga_incident",
+    metadata,
+    Column("namespace", Text, nullable=False),
+    Column("run_id", Uuid, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("step", Text, nullable=False),
+    Column("saga", Text, nullable=False),
+    Column("error", Text, nullable=False),  # a code or class name, never a text
+    Column("fingerprint", Text, nullable=False),
+    Column("count", Integer, nullable=False),
+    Column("first_seen_at", instant(), nullable=False),
+    Column("last_seen_at", instant(), nullable=False),
+    Column("resolved_at", instant()),
+    PrimaryKeyConstraint("namespace", "run_id", "kind", "step"),
+)
+
+audit = Table(
+    "saga_audit",
+    metadata,
+    Column("id", IDENTITY, primary_key=True, autoincrement=True),
+    Column("namespace", Text, nullable=False),
+    Column("run_id", Uuid, nullable=False),
+    Column("request_id", Uuid, nullable=False),
+    Column("verb", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("status_before", Text, nullable=False),
+    Column("status_after", Text, nullable=False),
+    Column("at", instant(), nullable=False),
+    UniqueConstraint("namespace", "request_id"),
+    sqlite_autoincrement=True,
+)
+
+# --- outbox -----------------------------------------------------------------------------------
+
+outbox = Table(
+    # Insert and delete only; no update on the hot path, no status column (pitfalls 6.1).
+    "saga_outbox",
+    metadata,
+    Column("id", IDENTITY, primary_key=True, autoincrement=True),
+    Column("namespace", Text, nullable=False),
+    Column("part", SmallInteger, nullable=False),
+    Column("message_id", Uuid, nullable=False),
+    Column("channel", Text, nullable=False),
+    Column("ordering_key", Text, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("created_at", instant(), nullable=False),
+    sqlite_autoincrement=True,  # a deleted highest id must not come back (LITE-3)
+)
+Index("ix_saga_outbox_part", outbox.c.namespace, outbox.c.part, outbox.c.id)
+
+outbox_delayed = Table(
+    # Rows that are not due yet wait here and move to the outbox, so that its low-water hint need not wait for them.
+    "saga_outbox_delayed",
+    metadata,
+    Column("message_id", Uuid, primary_key=True),
+    Column("namespace", Text, nullable=False),
+    Column("part", SmallInteger, nullable=False),
+    Column("channel", Text, nullable=False),
+    Column("ordering_key", Text, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("due_at", instant(), nullable=False),
+)
+Index("ix_saga_outbox_delayed_due", outbox_delayed.c.namespace, outbox_delayed.c.due_at)
+
+lease = Table(
+    "saga_lease",
+    metadata,
+    Column("namespace", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("owner", Uuid),
+    Column("epoch", Integer, nullable=False),
+    Column("expires_at", instant(), nullable=False),
+    PrimaryKeyConstraint("namespace", "name"),
+)
+
+blocked_key = Table(
+    # Ordering keys whose oldest row the broker would not take: attempts and next try, fenced by the lease's epoch.
+    "saga_outbox_blocked",
+    metadata,
+    Column("namespace", Text, nullable=False),
+    Column("ordering_key", Text, nullable=False),
+    Column("part", SmallInteger, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("next_try_at", instant(), nullable=False),
+    PrimaryKeyConstraint("namespace", "ordering_key"),
+)
+
+parked = Table(
+    # Messages that could not be handled: raw bytes, headers and the reason, confirmed here before they are acked.
+    "saga_parked",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("namespace", Text, nullable=False),
+    Column("channel", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("fingerprint", Text, nullable=False),
+    Column("content_type", Text, nullable=False),
+    Column("headers", Text, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("parked_at", instant(), nullable=False),
+)
+Index("ix_saga_parked_fingerprint", parked.c.namespace, parked.c.fingerprint)
+
+# --- participant ------------------------------------------------------------------------------
+
+barrier = Table(
+    # One row per decided (run, step, pass, round, direction): the reply's outbox. Written in the transaction of the
+    # business write, never updated (row D-10).
+    "saga_barrier",
+    metadata,
+    Column("namespace", Text, nullable=False),
+    Column("run_id", Uuid, nullable=False),
+    Column("step", Text, nullable=False),
+    Column("iteration", Integer, nullable=False),
+    Column("round", Integer, nullable=False),
+    Column("direction", Text, nullable=False),  # forward | compensate
+    Column("outcome", Text, nullable=False),  # done | refused | cancelled | nothing_to_undo
+    Column("reply", LargeBinary),  # the reply's data; null for `cancelled`
+    Column("undo", LargeBinary),
+    Column("decided_at", instant(), nullable=False),
+    PrimaryKeyConstraint("namespace", "run_id", "step", "iteration", "round", "direction"),
+)
+
+lone_run = Table(
+    # P14: how often a command ran alone in its process without an outcome; only commands on their third delivery
+    # ever get a row, and an outcome deletes it.
+    "saga_lone_run",
+    metadata,
+    Column("namespace", Text, nullable=False),
+    Column("command_id", Text, nullable=False),
+    Column("runs", Integer, nullable=False),
+    Column("last_run_at", instant(), nullable=False),
+    PrimaryKeyConstraint("namespace", "command_id"),
+)
+

@@ -1,0 +1,57 @@
+"""Which rows of features.md are due, and on which stacks: the one table that `make features` reads."""
+
+from __future__ import annotations
+
+from typing import Final
+
+SQLITE: Final = "sqlite"
+POSTGRES_RABBITMQ: Final = "postgres-rabbitmq"
+STACKS: Final = (SQLITE, POSTGRES_RABBITMQ)
+# The row's check touches neither a database nor a broker: one pure check proves it for every stack.
+PURE: Final = ("pure",)
+
+DUE: Final[dict[str, tuple[str, ...]]] = {
+    # Declaring sagas
+    "A-01": STACKS,
+    "A-02": STACKS,
+    "A-11": PURE,
+    "A-13": STACKS,
+    # The client
+    "C-01": STACKS,
+    "C-02": STACKS,
+    "C-10": STACKS,
+    # Activities and participants
+    "D-01": PURE,
+    "D-02": STACKS,
+    "D-03": STACKS,
+    "D-04": STACKS,
+    "D-05": STACKS,
+    "D-10": STACKS,
+    "D-16": STACKS,
+    # Compensation
+    "E-01": STACKS,
+    "E-02": STACKS,
+    "E-04": STACKS,
+    "E-05": STACKS,
+    "E-06": STACKS,
+    # Outbox and messages
+    "F-03": STACKS,
+    "F-04": STACKS,
+    "F-05": (POSTGRES_RABBITMQ,),  # the in-process broker has no confirm that could be missing
+    "F-07": STACKS,
+    # Brokers and databases
+    "G-01": (SQLITE,),  # the in-process broker itself
+    "G-03": (POSTGRES_RABBITMQ,),  # RabbitMQ itself
+    "G-06": PURE,  # "each capability switched off in turn on the memory adapter"
+    "G-07": STACKS,
+    "G-08": STACKS,
+    "G-09": STACKS,
+    "G-10": (POSTGRES_RABBITMQ,),  # a proxy cuts connections at COMMIT; SQLite has no connection to cut
+    # Using it
+    "I-01": STACKS,
+    "I-07": PURE,  # programs that type checkers refuse
+    "I-11": STACKS,
+    # Scale and cost
+    "K-04": (POSTGRES_RABBITMQ,),  # several processes need a database and a broker between them
+    "K-05": STACKS,
+}
