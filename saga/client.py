@@ -71,7 +71,7 @@ IfClosed = Literal["use_existing", "start_again", "start_again_if_not_completed"
 class Canceller(Protocol):
     """What `if_open="cancel_then_start"` needs of a coordinator's store."""
 
-    async def cancel(self, run_id: UUID, *, actor: str, reason: str) -> None:
+    async def cancel(self, run_id: UUID, *, actor: str, reason: str, session: Any = None) -> None:
         """Ask an instance to stop and undo. Raises PastPivot."""
         ...
 
@@ -218,7 +218,7 @@ class Client:
             existing = await self._store.find(session, saga.name, saga_id)
             if existing is None:
                 continue
-            if await self._use(existing, saga.name, saga_id, raw, if_open, if_closed):
+            if await self._use(session, existing, saga.name, saga_id, raw, if_open, if_closed):
                 return Handle(saga.name, saga_id, existing.run_id, definition, self)
             run_number = existing.run_number + 1
 
@@ -241,7 +241,7 @@ class Client:
         return self.handle(saga, existing.run_id, id=id)
 
     async def _use(
-        self, existing: Existing, saga: str, saga_id: str, raw: bytes, if_open: IfOpen, if_closed: IfClosed
+        self, session: Any, existing: Existing, saga: str, saga_id: str, raw: bytes, if_open: IfOpen, if_closed: IfClosed
     ) -> bool:
         """Return whether the existing run is the answer; otherwise a new run follows it."""
         is_open = existing.status not in CLOSED
@@ -255,7 +255,7 @@ class Client:
         if policy == "fail":
             raise (AlreadyOpen if is_open else AlreadyClosed)(saga=saga, saga_id=saga_id)
         if policy == "cancel_then_start":
-            await self._canceller.cancel(existing.run_id, actor="client.start", reason="cancel_then_start")
+            await self._canceller.cancel(existing.run_id, actor="client.start", reason="cancel_then_start", session=session)
         return False
 
     def _new(

@@ -37,10 +37,11 @@ SchemaOption = Annotated[
 
 @commands.command()
 def upgrade(database: DatabaseOption, schema: SchemaOption = None) -> None:
-    """Bring the database to this release. Run it before the processes of the new release start."""
+    """Bring the database to this release, before its processes start; dropped indexes come back."""
 
     def bring_up(connection: Connection) -> list[str]:
         schemas.upgrade(connection, schema=schema)
+        schemas.restore_indexes(connection)
         return schemas.check(connection, schema=schema)
 
     with told():

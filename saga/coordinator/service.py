@@ -19,11 +19,11 @@ from pydantic_core import to_json
 from saga.batcher import Batcher
 from saga.brokers.base import Broker, Channel, Consumer, Delivery
 from saga.clock import Clock, Ids, Spawner
-from saga.coordinator.arrivals import Arrival, CancelArrival, ReplyArrival, TimerArrival
+from saga.coordinator.arrivals import Arrival, ReplyArrival, TimerArrival
 from saga.coordinator.redrive import RedriveBudget
 from saga.coordinator.work import BatchWork
 from saga.definition.registry import Registry
-from saga.errors import DefinitionChanged, MessageInvalid, SagaError, SagaNotFound
+from saga.errors import DefinitionChanged, MessageInvalid, SagaError
 from saga.failpoints import failpoint
 from saga.messages import (
     CONTENT_TYPE,
@@ -87,7 +87,6 @@ class Coordinator:
         self._next_due = 0.0
         self._pending_at = 0.0
         self._held_back: dict[int, float] = {}
-        self._verbs: dict[UUID, asyncio.Future[None]] = {}
 
     # --- life cycle ---------------------------------------------------------------------------
 
@@ -260,8 +259,6 @@ class Coordinator:
         for arrival in arrivals:
             if isinstance(arrival, ReplyArrival):
                 arrival.done()
-            elif isinstance(arrival, CancelArrival):
-                self._answer(arrival, work)
         if work.closed:
             self._on_closed(work.closed)
         if work.due_in_ms is not None:
@@ -275,26 +272,6 @@ class Coordinator:
             await self._commit(arrivals, poison=reason)
         except Exception as again:
             log.error("run %s stays as it is: %s", arrivals[0].run_id, type(again).__name__)
-
-    # --- verbs --------------------------------------------------------------------------------
-
-    async def cancel(self, run_id: UUID, *, actor: str, reason: str) -> None:
-        """Ask an instance to stop and undo; returns after the commit. Raises PastPivot, SagaNotFound."""
-        request_id = self._ids.uuid7()
-        answer = self._verbs[request_id] = asyncio.get_running_loop().create_future()
-        self._arrivals.offer(CancelArrival(run_id, request_id, actor, reason))
-        await answer
-
-    def _answer(self, arrival: CancelArrival, work: BatchWork) -> None:
-        answer = self._verbs.pop(arrival.request_id, None)
-        if answer is None or answer.done():
-            return
-        if arrival.request_id in work.rejected:
-            answer.set_exception(work.rejected[arrival.request_id])
-        elif arrival.run_id in work.missing:
-            answer.set_exception(SagaNotFound())
-        else:
-            answer.set_result(None)
 
     # --- time ---------------------------------------------------------------------------------
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
 from saga.definition.builder import Saga, SagaDefinition
+from saga.engine.model import Redrive
 from saga.errors import DefinitionChanged, UnknownSaga
 
 
 class Registry:
     """Definitions by name and version."""
 
-    def __init__(self) -> None:
+    def __init__(self, redrive: Redrive = Redrive()) -> None:
+        self._redrive = redrive
         self._known: dict[tuple[str, int], SagaDefinition] = {}
 
     def register(self, saga: Saga[Any, Any]) -> SagaDefinition:
@@ -20,7 +23,8 @@ class Registry:
 
         Raises DefinitionError, and DefinitionChanged if its name and version stand for another content.
         """
-        made = saga.compile()
+        compiled = saga.compile()
+        made = replace(compiled, engine=replace(compiled.engine, redrive=self._redrive))
         known = self._known.setdefault((made.name, made.version), made)
         if known.fingerprint != made.fingerprint:
             raise DefinitionChanged(

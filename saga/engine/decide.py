@@ -317,9 +317,7 @@ def _closes_ms(definition: Definition, state: State) -> int | None:
 
 
 def _resend_ms(definition: Definition, waiting: Outstanding) -> int:
-    first = max(RESEND_FIRST_MS, _attempt_ms(definition, waiting) or 0)
-    backing_off = min(RESEND_FIRST_MS << min(waiting.resends, 8), RESEND_MAX_MS)
-    return waiting.sent_ms + max(first, backing_off)
+    return waiting.sent_ms + definition.redrive.after_ms(waiting.resends, _attempt_ms(definition, waiting))
 
 
 def next_due_ms(definition: Definition, state: State) -> int | None:
@@ -335,7 +333,7 @@ def next_due_ms(definition: Definition, state: State) -> int | None:
 
 
 def cancel(definition: Definition, state: State, event: Event) -> Decision:
-    """Stop and undo; a running action is waited for (P5). Refused past the pivot, and nothing new while compensating."""
+    """Stop and undo; a running action is waited for (P5). Too late past the pivot, nothing new while compensating."""
     assert isinstance(event, CancelRequested)
     waiting = _waiting(state)
     if _past_pivot(definition, waiting.step):
@@ -492,10 +490,8 @@ TRANSITIONS: Final[Mapping[tuple[Status, type[Event]], Transition]] = {
     (Status.RUNNING, TimerFired): wake,
     (Status.RUNNING, CancelRequested): cancel,
     (Status.COMPENSATING, SagaStarted): record_stale,
-    (
-        Status.COMPENSATING,
-        ActivityCompleted,
-    ): record_stale,  # a late answer never reopens the way forward (E-01)
+    # A late answer never reopens the way forward (E-01).
+    (Status.COMPENSATING, ActivityCompleted): record_stale,
     (Status.COMPENSATING, ActivityRefused): record_stale,
     (Status.COMPENSATING, ActivityFailed): record_stale,
     (Status.COMPENSATING, CompensationCompleted): undone,
@@ -505,10 +501,8 @@ TRANSITIONS: Final[Mapping[tuple[Status, type[Event]], Transition]] = {
     (Status.COMPENSATING, TimerFired): wake,
     (Status.COMPENSATING, CancelRequested): ignore,
     (Status.NEEDS_ATTENTION, SagaStarted): record_stale,
-    (
-        Status.NEEDS_ATTENTION,
-        ActivityCompleted,
-    ): advance,  # a slow retry past the pivot, or the pivot itself, healed
+    # A slow retry past the pivot, or the pivot itself, healed.
+    (Status.NEEDS_ATTENTION, ActivityCompleted): advance,
     (Status.NEEDS_ATTENTION, ActivityRefused): refused,
     (Status.NEEDS_ATTENTION, ActivityFailed): failed,
     (Status.NEEDS_ATTENTION, CompensationCompleted): undone,

@@ -27,6 +27,25 @@ class Step:
         return StepShape(self.name, self.kind, self.has_compensation, self.no_compensation)
 
 
+@dataclass(frozen=True, slots=True)
+class Redrive:
+    """When a command without an answer is sent again (P4). Belongs to the process, not to the pinned definition."""
+
+    first_ms: int = 30_000
+    max_ms: int = 300_000
+    long_ms: int = 30_000
+    """An attempt that may run longer than this is sent again only when its `start_to_close` is missed."""
+
+    def after_ms(self, resends: int, attempt_ms: int | None) -> int:
+        """Return how long to wait after the latest sending."""
+        backing_off = min(self.first_ms << min(resends, 16), self.max_ms)
+        return (
+            max(backing_off, attempt_ms)
+            if attempt_ms is not None and attempt_ms > self.long_ms
+            else backing_off
+        )
+
+
 @dataclass(frozen=True)
 class Definition:
     """A saga as the engine runs it: a sequence of steps."""
@@ -34,6 +53,7 @@ class Definition:
     name: str
     version: int
     steps: tuple[Step, ...]
+    redrive: Redrive = Redrive()
 
     def __post_init__(self) -> None:
         pivot = next((i for i, step in enumerate(self.steps) if step.kind is StepKind.PIVOT), None)

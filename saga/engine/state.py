@@ -85,7 +85,7 @@ class State:
     def encode(self) -> str:
         """Return the snapshot as JSON text."""
         known = self.outstanding
-        body = {
+        body: dict[str, Any] = {
             "f": FORMAT,
             "s": self.status,
             "d": self.done,

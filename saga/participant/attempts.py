@@ -7,11 +7,12 @@ An attempt is one command to be run; copies of it that arrive meanwhile join it 
 from __future__ import annotations
 
 from math import inf
+from typing import Any
 
 from saga.brokers.base import Consumer, Delivery
 from saga.messages import Command
 from saga.participant.answers import FAILED, Answer
-from saga.participant.served import Served
+from saga.participant.served import Past, Served
 from saga.storage.base import BarrierKey
 
 
@@ -30,11 +31,12 @@ class Attempt:
     """One command on its way through this process."""
 
     __slots__ = (
-        "answer", "attempt", "command", "deadline", "forward_key", "held", "key", "lone", "marked", "reply", "served",
+        "answer", "attempt", "command", "deadline", "forward_key", "held", "input", "key", "lone", "marked", "past",
+        "reply", "served",
     )  # fmt: skip
 
     def __init__(
-        self, command: Command, served: Served, held: Held, received: float, key: BarrierKey | None
+        self, command: Command, served: Served, held: Held, received: float, key: BarrierKey
     ) -> None:
         self.command = command
         self.served = served
@@ -48,9 +50,11 @@ class Attempt:
         """P22: it may have run before, so the barrier is looked at before the handler is called."""
         self.lone = delivery.delivery_count >= 3  # P14
         self.key = key
-        """Name of this decision in the barrier; None in a participant without a database."""
+        """Name of this decision in the barrier; a participant without a database never reads it."""
         self.forward_key = key
         """Name of the action's own decision (P25)."""
+        self.input: Any = None
+        self.past: Past | None = None
         self.answer: Answer | None = None
         self.reply = b""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from math import inf
 from typing import Any, Final
 
@@ -12,8 +12,8 @@ from saga.brokers.base import Capabilities
 from saga.definition.activity import Activity, Handler, Participant
 from saga.errors import DefinitionError, DuplicateActivity, MissingCapability, PayloadInvalid
 from saga.messages import BODY_BYTES_MAX, NULL, Command, Direction
-from saga.outcomes import ActivityContext, Refused, Result
-from saga.participant.answers import Answer, forward_data
+from saga.outcomes import ActivityContext, Result
+from saga.participant.answers import forward_data
 from saga.payloads import NONE, Codec, check_size
 
 IDLE_MARGIN_SECONDS: Final = 5.0
@@ -90,23 +90,38 @@ class Served:
             arguments[self.context_argument] = context(command)
         if past is not None:
             if handler.output_argument is not None:
-                arguments[handler.output_argument] = past.output(self.output)
+                arguments[handler.output_argument] = past.output
             if handler.undo_argument is not None:
-                arguments[handler.undo_argument] = past.undo(self.undo)
+                arguments[handler.undo_argument] = past.undo
         return arguments
 
     def batch_arguments(
-        self, inputs: Sequence[Any], commands: Sequence[Command], session: Any, pasts: Sequence[Past | None]
+        self, items: Sequence[tuple[Any, Command, Past | None]], *, session: Any
     ) -> dict[str, Any]:
-        """Return what a batch handler asked for: lists of equal length, one session, the contexts as a list."""
-        each = [
-            self.arguments(input, command, None, past)
-            for input, command, past in zip(inputs, commands, pasts, strict=True)
-        ]
+        """Return what a batch handler asked for: lists of equal length, and one session."""
+        each = [self.arguments(input, command, None, past) for input, command, past in items]
         arguments: dict[str, Any] = {name: [one[name] for one in each] for name in each[0]}
         if self.handler.session_argument is not None:
             arguments[self.handler.session_argument] = session
         return arguments
+
+    def past(self, data: Any) -> Past | None:
+        """Return what the undo asks for from the action's `done` data, or the undo command's. Raises InputInvalid."""
+        if self.direction == "forward":
+            return None
+        handler = self.handler
+        output = handler.output_argument and self._part(data, "output", self.output)
+        undo = handler.undo_argument and self._part(data, "undo", self.undo)
+        return Past(output, undo)
+
+    def _part(self, data: Any, name: str, codec: Codec[Any]) -> Any:
+        value = data.get(name) if isinstance(data, dict) else None
+        if value is None:
+            return None
+        try:
+            return codec.decode(to_json(value), what=name)
+        except PayloadInvalid as error:
+            raise InputInvalid(error) from None
 
     def encode(self, value: Any) -> bytes:
         """Return the data of the `done` reply. Raises PayloadInvalid or PayloadTooLarge."""
@@ -124,22 +139,13 @@ class Served:
 
 
 class Past:
-    """What an action left for its undo: the `data` of its `done` reply, or of the undo command."""
+    """What an action left for its undo, as far as the undo asks for it."""
 
-    __slots__ = ("_data",)
+    __slots__ = ("output", "undo")
 
-    def __init__(self, data: Any) -> None:
-        self._data: Mapping[str, Any] = data if isinstance(data, dict) else {}
-
-    def output(self, codec: Codec[Any]) -> Any:
-        return self._get("output", codec)
-
-    def undo(self, codec: Codec[Any]) -> Any:
-        return self._get("undo", codec)
-
-    def _get(self, name: str, codec: Codec[Any]) -> Any:
-        value = self._data.get(name)
-        return None if value is None else codec.decode(to_json(value), what=name)
+    def __init__(self, output: Any, undo: Any) -> None:
+        self.output = output
+        self.undo = undo
 
 
 def context(command: Command) -> ActivityContext:
@@ -153,6 +159,17 @@ def context(command: Command) -> ActivityContext:
         step=command.step,
         attempt=command.attempt,
     )
+
+
+async def _nothing() -> None:
+    """A fence calls no handler."""
+
+
+def fence() -> Served:
+    """Return what serves every fence: the barrier alone, no handler."""
+    activity = Participant("fence", start_to_close=None).activity(_nothing)
+    assert activity.handler is not None
+    return Served(activity, Direction.FENCE.value, activity.handler, inf)
 
 
 Table = dict[tuple[str, str], Served]
@@ -204,6 +221,8 @@ def _check(served: Served, stateless: bool, capabilities: Capabilities) -> None:
                 f"must accept None: annotate it `... | None` (P21).",
                 step=step,
             )
+    if served.batch is not None and served.context_argument is not None:
+        raise DefinitionError(f"{served.name}: a batch handler serves many commands, it has no one context.", step=step)
     bound = capabilities.unacked_seconds_max
     if bound is not None and served.limit_seconds > bound / 2:
         raise MissingCapability(
@@ -221,10 +240,3 @@ def idle_in_transaction_seconds(participants: Iterable[Participant]) -> float | 
     limits = [served.limit_seconds for participant in participants for activity in participant.activities.values() for served in _handlers(activity)]
     longest = max(limits, default=0.0)
     return None if longest == inf else longest + IDLE_MARGIN_SECONDS
-
-
-def refusal_or_answer(served: Served, value: Any) -> Refused | Answer:
-    """Return an item's answer from what its handler gave for it. Raises PayloadInvalid or PayloadTooLarge."""
-    if isinstance(value, Refused):
-        return value
-    return Answer("done", served.encode(value))

@@ -192,11 +192,11 @@ class CoordinatorStore(Protocol):
     """What the coordinator needs."""
 
     async def advance(
-        self, run_ids: Collection[UUID], work: Work, confirmed: Collection[int]
+        self, run_ids: Collection[UUID], work: Work, confirmed: Collection[int], session: Any = None
     ) -> Sequence[StoredRow]:
         """Load and lock the instances in id order, let `work` decide, write, and delete confirmed outbox rows.
 
-        Returns the outbox rows written. The number of statements does not grow with the batch (K-05).
+        Returns the outbox rows written; with `session`, all of it is part of the caller's transaction. The number of statements does not grow with the batch (K-05).
         """
         ...
 
@@ -354,6 +354,11 @@ class ParkingStore(Protocol):
 # --- participant ------------------------------------------------------------------------------
 
 
+BUSY: Final = "busy"
+LOST: Final = "lost"
+OTHER: Final = "other"
+
+
 class BarrierKey(NamedTuple):
     """Name of one decision: what a command id is made of. `direction` is forward or compensate."""
 
@@ -428,7 +433,7 @@ class ParticipantStore(Protocol):
         ...
 
     def trouble(self, error: BaseException) -> str:
-        """Tell what a handler's exception means: `busy` (run again in place), `lost` (unknown) or `other`."""
+        """Tell what an exception means: BUSY (run again in place), LOST (unknown: look, then run again) or OTHER."""
         ...
 
     async def look_up(self, keys: Sequence[BarrierKey]) -> Mapping[BarrierKey, BarrierRow]:

@@ -15,7 +15,7 @@ from saga.clock import SystemIds
 from saga.testing.contract.harness import ContractBroken, Harness
 
 T = TypeVar("T")
-_TURNS = 30
+_TURNS = 15
 _IDLE_ROUNDS = 3
 
 
@@ -59,6 +59,7 @@ class MemoryHarness(Harness):
     """A subclass names another broker class to test that one."""
 
     broker_class: type[MemoryBroker] = MemoryBroker
+    queues_class: type[MemoryQueues] = MemoryQueues
     declared: Capabilities = MEMORY
     publish_seconds_max = 10.0
     delivery_limit = 5
@@ -67,7 +68,7 @@ class MemoryHarness(Harness):
     def __init__(self) -> None:
         super().__init__()
         self.clock = VirtualClock()
-        self.queues = MemoryQueues(delivery_limit=self.delivery_limit)
+        self.queues = self.queues_class(delivery_limit=self.delivery_limit)
         self._brokers: list[MemoryBroker] = []
 
     @property
@@ -75,7 +76,7 @@ class MemoryHarness(Harness):
         return self.declared
 
     async def connect(self, *, queue_length_max: int | None = None) -> Broker:
-        queues = self.queues if queue_length_max is None else MemoryQueues(capacity=queue_length_max)
+        queues = self.queues if queue_length_max is None else self.queues_class(capacity=queue_length_max)
         broker = self.broker_class(
             queues,
             clock=self.clock,
@@ -108,8 +109,12 @@ class MemoryHarness(Harness):
     async def restart(self) -> None:
         for broker in self._brokers:
             broker.sever()
+        self.server_crashed()
         for broker in self._brokers:
             broker.restore()
+
+    def server_crashed(self) -> None:
+        """A crash loses nothing here; a weak adapter says otherwise."""
 
     async def delete(self, channel: str) -> None:
         self.queues.delete(channel)

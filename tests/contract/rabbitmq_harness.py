@@ -22,7 +22,7 @@ T = TypeVar("T")
 class RabbitMQHarness(Harness):
     """`settle` is real time here, so behaviours call it only where nothing can be awaited."""
 
-    publish_seconds_max = 2.0
+    publish_seconds_max = 3.0
     delivery_limit = 5
     patience_seconds = 30.0
     settle_seconds = 0.25
@@ -45,6 +45,7 @@ class RabbitMQHarness(Harness):
             publish_seconds_max=self.publish_seconds_max,
             delivery_limit=self.delivery_limit,
             queue_length_max=queue_length_max,
+            backoff_seconds_max=0.5,
         )
         broker = RabbitMQBroker(link.url, spawner=self.spawner, options=options)
         self._links[broker] = link

@@ -22,7 +22,9 @@ async def test_the_memory_broker_keeps_the_contract(name: str) -> None:
 
 
 @pytest.mark.feature("G-07")
-@pytest.mark.parametrize("name", [name for name, behaviour in BEHAVIOURS.items() if behaviour.needs == "durable"])
+@pytest.mark.parametrize(
+    "name", [name for name, behaviour in BEHAVIOURS.items() if behaviour.needs == "durable"]
+)
 async def test_the_memory_broker_keeps_the_contract_when_its_queues_outlive_it(name: str) -> None:
     await run(BEHAVIOURS[name], DurableMemoryHarness())
 

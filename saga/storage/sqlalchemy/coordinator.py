@@ -43,7 +43,7 @@ class SqlCoordinatorStore:
         self._sql = statements_for(database, namespace)
 
     async def advance(
-        self, run_ids: Collection[UUID], work: Work, confirmed: Collection[int]
+        self, run_ids: Collection[UUID], work: Work, confirmed: Collection[int], session: Any = None
     ) -> Sequence[StoredRow]:
         def transaction(connection: Connection) -> Sequence[StoredRow]:
             loaded: Mapping[UUID, Loaded] = self._sql.load(connection, run_ids) if run_ids else {}
@@ -52,6 +52,9 @@ class SqlCoordinatorStore:
             values = self._sql.read_values(connection, wanted) if wanted else {}
             return self._sql.write(connection, work.changes(values), confirmed)
 
+        if session is not None:
+            rows: Sequence[StoredRow] = await session.run_sync(lambda sync: transaction(sync.connection()))
+            return rows
         return await self._database.run(transaction, lost_commit="C7")
 
     async def read_due(self, limit: int, served: Collection[tuple[str, int]]) -> Sequence[UUID]:

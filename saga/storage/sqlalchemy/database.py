@@ -57,7 +57,9 @@ def async_url(url: str | URL) -> URL:
     try:
         __import__(module)
     except ImportError:
-        raise MissingExtra(f"The database {parsed.drivername!r} needs: pip install 'saga[{extra}]'.") from None
+        raise MissingExtra(
+            f"The database {parsed.drivername!r} needs: pip install 'saga[{extra}]'."
+        ) from None
     if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise ConfigurationError("SQLite needs a file: an in-memory database is gone with its connection.")
     return parsed.set(drivername=driver)
@@ -85,8 +87,10 @@ class Database:
         self.spawner = spawner
         # P36: writers of one process queue here, first come first served, not on SQLite's busy timeout
         self.writer = asyncio.Lock() if self.dialect == "sqlite" else None
-        self.engine = self._sqlite_engine(pool_size) if self.writer else self._postgresql_engine(
-            pool_size, idle_in_transaction_seconds
+        self.engine = (
+            self._sqlite_engine(pool_size)
+            if self.writer
+            else self._postgresql_engine(pool_size, idle_in_transaction_seconds)
         )
 
     def _sqlite_engine(self, pool_size: int) -> AsyncEngine:
@@ -127,7 +131,9 @@ class Database:
             },
         )
 
-    async def run(self, function: Callable[[Connection], T], *, lost_commit: str = "", read_only: bool = False) -> T:
+    async def run(
+        self, function: Callable[[Connection], T], *, lost_commit: str = "", read_only: bool = False
+    ) -> T:
         """Return what `function` returned, after its transaction committed.
 
         At most 10 s in all: 5 tries with jittered pauses, as far as the time goes. `lost_commit` names the crash point
@@ -150,7 +156,9 @@ class Database:
 
     async def _again(self, attempt: Callable[[], Coroutine[Any, Any, T]], deadline: float) -> T:
         def enough(state: RetryCallState) -> bool:
-            return state.attempt_number >= TRIES - 1 or self.clock.monotonic() + state.upcoming_sleep >= deadline
+            return (
+                state.attempt_number >= TRIES - 1 or self.clock.monotonic() + state.upcoming_sleep >= deadline
+            )
 
         retrying = AsyncRetrying(
             stop=enough,
@@ -252,5 +260,3 @@ def _queue_writers(engine: AsyncEngine, writer: asyncio.Lock) -> None:
 
     for hook in ("checkin", "invalidate", "soft_invalidate", "close"):
         event.listen(sync.pool, hook, give_back)
-
-

@@ -69,8 +69,7 @@ async def prepare(database: Database) -> None:
 def upgrade(connection: Connection, *, schema: str | None = None) -> None:
     """Bring the database to this release inside the caller's transaction; does nothing if it is there already.
 
-    `schema` (PostgreSQL) is made if it is missing. Indexes that somebody dropped come back; on a large table make
-    them by hand first, CONCURRENTLY. Two upgrades at once take turns.
+    `schema` (PostgreSQL) is made if it is missing. Two upgrades at once take turns.
     """
     if connection.dialect.name == "postgresql":
         connection.execute(select(func.pg_advisory_xact_lock(UPGRADE_LOCK)))
@@ -79,11 +78,23 @@ def upgrade(connection: Connection, *, schema: str | None = None) -> None:
         connection, opts=_options(version_table_schema=_current_schema(connection))
     )
     context.run_migrations(op=Operations(context))
-    present = _present_indexes(connection)
-    for table in metadata.sorted_tables:
-        for index in table.indexes:
-            if str(index.name) not in present:
-                index.create(connection)
+
+
+def restore_indexes(connection: Connection) -> list[str]:
+    """Make the indexes that somebody dropped, and return their names. On a large table do it by hand, CONCURRENTLY."""
+    found = inspect(connection).get_multi_indexes(
+        schema=_current_schema(connection), filter_names=list(metadata.tables)
+    )
+    present = {index["name"] for indexes in found.values() for index in indexes}
+    missing = [
+        index
+        for table in metadata.sorted_tables
+        for index in sorted(table.indexes, key=lambda index: str(index.name))
+        if str(index.name) not in present
+    ]
+    for index in missing:
+        index.create(connection)
+    return [str(index.name) for index in missing]
 
 
 def printable_sql(dialect: str, *, schema: str | None = None) -> str:
@@ -144,8 +155,10 @@ def upgrade_command(url: URL | None, schema: str | None) -> str:
     """Return the command that upgrades this database, without the password."""
     if url is None:
         return "saga db upgrade"
-    bare = url.set(password=None, query={}).render_as_string(hide_password=True)
-    return f"saga db upgrade --database {bare}" + (f" --schema {schema}" if schema else "")
+    bare = URL.create(
+        url.get_backend_name(), username=url.username, host=url.host, port=url.port, database=url.database
+    )
+    return f"saga db upgrade --database {bare.render_as_string()}" + (f" --schema {schema}" if schema else "")
 
 
 def check_server(connection: Connection, clock: Clock) -> None:
@@ -169,10 +182,17 @@ def _scripts() -> ScriptDirectory:
     return ScriptDirectory(str(Path(__file__).parent / "migrations"))
 
 
+@cache
+def _known() -> frozenset[str]:
+    return frozenset(script.revision for script in _scripts().walk_revisions())
+
+
 def _options(**more: Any) -> dict[str, Any]:
     scripts = _scripts()
 
-    def steps(current: Any, _context: MigrationContext) -> Any:
+    def steps(current: Sequence[str], _context: MigrationContext) -> Any:
+        if not _known().issuperset(current):
+            return []  # a later release was here; what it did is not ours to undo
         # Alembic's public way to this is `command.upgrade`, which installs one proxy per process; see migrations.
         return scripts._upgrade_revs(_HEAD, current)  # pyright: ignore[reportPrivateUsage]
 
@@ -195,13 +215,6 @@ def _current_schema(connection: Connection) -> str | None:
         return None
     found: str | None = connection.scalar(select(func.current_schema()))
     return found
-
-
-def _present_indexes(connection: Connection) -> set[str | None]:
-    found = inspect(connection).get_multi_indexes(
-        schema=_current_schema(connection), filter_names=list(metadata.tables)
-    )
-    return {index["name"] for indexes in found.values() for index in indexes}
 
 
 # --- differences ------------------------------------------------------------------------------
@@ -327,10 +340,9 @@ def _version_differences(connection: Connection, schema: str | None) -> Iterator
     table = Table(VERSION_TABLE, MetaData(), Column("version_num", String), schema=schema)
     found = sorted(connection.execute(select(table.c.version_num)).scalars())
     head = _scripts().get_current_head()
-    known = {script.revision for script in _scripts().walk_revisions()}
     if found == [head]:
         return
-    if len(found) == 1 and found[0] not in known:
+    if len(found) == 1 and found[0] not in _known():
         log.info("the schema is of a later release: %s", found[0])
         return
     yield f"version is {', '.join(found) or 'not recorded'}, not {head}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from saga.brokers.base import OutMessage, PublishOutcome
+from collections.abc import Sequence
+
+from saga.brokers.base import Delivery, OutMessage, PublishOutcome
 from saga.errors import BrokerUnavailable
 from saga.testing.contract.harness import TEXT, Harness, bodies, expect, numbered
 from saga.testing.contract.registry import behaviour
@@ -58,6 +60,7 @@ async def what_was_fetched_before_a_loss_is_handed_over_once(h: Harness) -> None
     consumer = await h.soon(broker.consume(name, prefetch=10))
     await h.settle()
     await h.cut(broker)
+    await h.settle()  # until the loss is known here; before that nobody can tell stale from good
     taken = await h.take(consumer, 5)
     expect(bodies(taken) == numbered(5), "each once")
     consumer.ack(taken)
@@ -159,11 +162,18 @@ async def a_receive_that_waits_during_an_outage_goes_on_after_it(h: Harness) -> 
     broker, other = await h.connect(), await h.connect()
     name = await h.channel(broker)
     consumer = await h.soon(broker.consume(name, prefetch=10))
+    waiting = h.spawner.spawn(consumer.receive(), name="receive")
+    await h.settle()
     await h.part(broker)
     await h.send(other, name, b"x")
     await h.settle()
+    expect(not waiting.done(), "it waits while there is no connection")
     await h.rejoin(broker)
-    expect(bodies(await h.take(consumer, 1)) == [b"x"], "delivered after the outage")
+
+    async def received() -> Sequence[Delivery]:
+        return await waiting
+
+    expect(bodies(await h.soon(received())) == [b"x"], "delivered after the outage")
 
 
 @behaviour()

@@ -1,0 +1,216 @@
+"""The naive form: a hand-written saga coordinator as teams write it, and its participants, to be measured beside ours.
+
+Per event: load the saga's row, compare-and-swap and commit, publish with the confirm awaited, ack. Per command: one
+transaction, publish the reply with the confirm awaited, ack. It is decent code: one robust connection per direction,
+one publishing channel whose confirms are pipelined by the handlers that run side by side, statements that SQLAlchemy
+compiles once, durable quorum queues, persistent messages. What it has not is what ours is for: no outbox (a crash
+between commit and publish loses the step), no redrive, no barrier (a redelivery moves the money twice), no history.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+import aio_pika
+from aio_pika.abc import AbstractIncomingMessage
+from sqlalchemy import JSON, Column, Integer, MetaData, Table, Text, Uuid, bindparam, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from examples.money_transfer.transfer import accounts, ledger, notifications
+
+Data = dict[str, Any]
+
+SERVICES: Final = {"withdraw": "savings", "deposit": "giro", "notify": "notifier"}
+
+metadata = MetaData()
+saga = Table(
+    "naive_saga",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("data", JSON, nullable=False),
+)
+
+LOAD: Final = select(saga).where(saga.c.id == bindparam("key"))
+SWAP: Final = (
+    update(saga)
+    .where(saga.c.id == bindparam("key"), saga.c.version == bindparam("expected"))
+    .values({name: bindparam(name) for name in ("version", "status", "step", "data")})
+)
+MOVED: Final = accounts.c.balance + bindparam("amount")
+MOVE: Final = (
+    update(accounts)
+    .where(accounts.c.id == bindparam("key"), MOVED >= 0)
+    .values(balance=MOVED)
+    .returning(accounts.c.balance)
+)
+
+
+class Refused(Exception):
+    """The business says no."""
+
+
+class Conflict(Exception):
+    """Another process moved this saga on meanwhile."""
+
+
+class Queues:
+    """Two connections, a publishing channel with confirms, and quorum queues."""
+
+    def __init__(self, url: str, prefix: str) -> None:
+        self._url = url
+        self._prefix = prefix
+        self._connections: list[Any] = []
+
+    async def start(self) -> None:
+        self._connections = [await aio_pika.connect_robust(self._url) for _ in range(2)]
+        publishing, self._receiving = self._connections
+        self._exchange = (await publishing.channel(publisher_confirms=True)).default_exchange
+        channel = await self._receiving.channel()
+        for name in ("replies", *SERVICES.values()):
+            queue = f"{self._prefix}.{name}"
+            await channel.declare_queue(queue, durable=True, arguments={"x-queue-type": "quorum"})
+
+    async def publish(self, name: str, body: Data) -> None:
+        """Return when the broker has confirmed; raises if it could not route the message."""
+        message = aio_pika.Message(
+            json.dumps(body).encode(),
+            content_type="application/json",
+            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+        )
+        await self._exchange.publish(message, routing_key=f"{self._prefix}.{name}")
+
+    async def consume(self, name: str, prefetch: int, work: Callable[[Data], Awaitable[None]]) -> None:
+        """Work on up to `prefetch` messages at once; each is acked when its work is done."""
+        channel = await self._receiving.channel()
+        await channel.set_qos(prefetch_count=prefetch)
+
+        async def handle(message: AbstractIncomingMessage) -> None:
+            try:
+                await work(json.loads(message.body))
+            except Exception:
+                await message.nack(requeue=True)
+                raise
+            await message.ack()
+
+        await (await channel.get_queue(f"{self._prefix}.{name}")).consume(handle)
+
+    async def stop(self) -> None:
+        for connection in reversed(self._connections):
+            await connection.close()
+
+
+def make_engine(url: str, pool_size: int) -> AsyncEngine:
+    return create_async_engine(url, pool_size=pool_size, max_overflow=0, pool_use_lifo=True)
+
+
+class Coordinator:
+    """Starts sagas, moves them on by their replies, and wakes whoever waits for the end."""
+
+    def __init__(
+        self, database: str, broker: str, *, prefix: str, steps: Sequence[str], pool_size: int, prefetch: int
+    ) -> None:
+        self._engine = make_engine(database, pool_size)
+        self._queues = Queues(broker, prefix)
+        self._steps = steps
+        self._prefetch = prefetch
+        self._waiting: dict[uuid.UUID, asyncio.Future[str]] = {}
+
+    async def start(self) -> None:
+        await self._queues.start()
+        await self._queues.consume("replies", self._prefetch, self._on_reply)
+
+    async def execute(self, data: Data) -> str:
+        """Start a saga and wait for its end; returns its status."""
+        key = uuid.uuid4()
+        ended = self._waiting[key] = asyncio.get_running_loop().create_future()
+        async with self._engine.begin() as connection:
+            row = {"id": key, "version": 1, "status": "running", "step": 0, "data": {"input": data}}
+            await connection.execute(insert(saga), row)
+        await self._send(key, 0, "running", data)
+        return await ended
+
+    async def _on_reply(self, reply: Data) -> None:
+        key = uuid.UUID(reply["saga"])
+        async with self._engine.begin() as connection:
+            row = (await connection.execute(LOAD, {"key": key})).one_or_none()
+            if row is None or (row.status, row.step) != (reply["status"], reply["step"]):
+                return  # a copy of a reply that was applied before
+            status, step = self._next(row.status, row.step, reply["outcome"])
+            data = {**row.data, f"{row.status}.{row.step}": reply["result"]}
+            changes = {"version": row.version + 1, "status": status, "step": step, "data": data}
+            swapped = await connection.execute(SWAP, {"key": key, "expected": row.version, **changes})
+            if swapped.rowcount != 1:
+                raise Conflict
+        if status in ("running", "compensating"):
+            await self._send(key, step, status, row.data["input"])
+        elif (waiter := self._waiting.pop(key, None)) is not None:
+            waiter.set_result(status)
+
+    def _next(self, status: str, step: int, outcome: str) -> tuple[str, int]:
+        if status == "running" and outcome == "done":
+            return ("running", step + 1) if step + 1 < len(self._steps) else ("completed", step)
+        return ("compensating", step - 1) if step > 0 else ("compensated", step)
+
+    async def _send(self, key: uuid.UUID, step: int, status: str, data: Data) -> None:
+        activity = self._steps[step]
+        command = {"saga": str(key), "step": step, "status": status, "activity": activity, "data": data}
+        await self._queues.publish(SERVICES[activity], command)
+
+    async def stop(self) -> None:
+        await self._queues.stop()
+        await self._engine.dispose()
+
+
+class Participant:
+    """Serves the three services in one process: one transaction per command, or, without a database, just an answer."""
+
+    def __init__(
+        self, database: str | None, broker: str, *, prefix: str, pool_size: int, prefetch: int
+    ) -> None:
+        self._engine = make_engine(database, pool_size) if database is not None else None
+        self._queues = Queues(broker, prefix)
+        self._prefetch = prefetch
+
+    async def start(self) -> None:
+        await self._queues.start()
+        for service in SERVICES.values():
+            await self._queues.consume(service, self._prefetch, self._on_command)
+
+    async def _on_command(self, command: Data) -> None:
+        activity, transfer, undo = command["activity"], command["data"], command["status"] == "compensating"
+        side, sign = ("source", -1) if activity == "withdraw" else ("target", 1)
+        outcome, result = "done", {"account": transfer[side], "balance": 0}
+        if self._engine is not None:
+            try:
+                async with self._engine.begin() as connection:
+                    if activity == "notify":
+                        message = f"{transfer['amount']} cents have arrived on {transfer['target']}"
+                        row = {"transfer": transfer["id"], "message": message}
+                        await connection.execute(insert(notifications), row)
+                    else:
+                        delta = transfer["amount"] * (-sign if undo else sign)
+                        result["balance"] = await self._move(connection, transfer, activity, side, delta)
+            except Refused as error:
+                outcome, result = "refused", {"reason": str(error)}
+        known = {name: command[name] for name in ("saga", "step", "status")}
+        await self._queues.publish("replies", {**known, "outcome": outcome, "result": result})
+
+    async def _move(self, to: AsyncConnection, transfer: Data, kind: str, side: str, delta: int) -> int:
+        balance = await to.scalar(MOVE, {"key": transfer[side], "amount": delta})
+        if balance is None:
+            raise Refused("insufficient_funds" if side == "source" else "unknown_account")
+        row = {"transfer": transfer["id"], "account": transfer[side], "kind": kind, "delta": delta}
+        await to.execute(insert(ledger), row)
+        return int(balance)
+
+    async def stop(self) -> None:
+        await self._queues.stop()
+        if self._engine is not None:
+            await self._engine.dispose()

@@ -1,0 +1,62 @@
+"""Operators' verbs: the same `decide`, and one audit row in the commit of what was done (P16)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+from uuid import UUID
+
+from saga.clock import Clock, Ids
+from saga.coordinator.arrivals import CancelArrival
+from saga.coordinator.redrive import RedriveBudget
+from saga.coordinator.work import BatchWork
+from saga.definition.registry import Registry
+from saga.errors import SagaNotFound
+from saga.storage.base import Closed, CoordinatorStore, StoredRow
+
+
+class Verbs:
+    """Verbs on one instance at a time, usable in any process of the coordinator's database."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        store: CoordinatorStore,
+        *,
+        namespace: str,
+        clock: Clock,
+        ids: Ids,
+        publish: Callable[[Sequence[StoredRow]], None],
+        on_closed: Callable[[Sequence[Closed]], None],
+    ) -> None:
+        self._registry = registry
+        self._store = store
+        self._namespace = namespace
+        self._clock = clock
+        self._ids = ids
+        self._publish = publish
+        self._on_closed = on_closed
+
+    async def cancel(self, run_id: UUID, *, actor: str, reason: str, session: Any = None) -> None:
+        """Ask an instance to stop and undo, in the caller's transaction if `session` is given.
+
+        Raises PastPivot and SagaNotFound, having written nothing. An instance that compensates or has ended stays as
+        it is.
+        """
+        request = CancelArrival(run_id, self._ids.uuid7(), actor, reason)
+        work = BatchWork(
+            self._namespace,
+            self._registry,
+            [request],
+            ids=self._ids,
+            budget=RedriveBudget(),
+            monotonic=self._clock.monotonic(),
+        )
+        rows = await self._store.advance([run_id], work, (), session)
+        if request.request_id in work.rejected:
+            raise work.rejected[request.request_id]
+        if run_id in work.missing:
+            raise SagaNotFound()
+        if session is None:
+            self._publish(rows)
+            self._on_closed(work.closed)

@@ -1,0 +1,78 @@
+"""Parks messages that could not be handled, and returns only when they are safe, so that the original may be acked.
+
+With a database they become rows; without one they go to the parking channel beside their own, confirmed. Either is
+tried until it succeeds: a message is never dropped because its parking failed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from saga.brokers.base import Broker, Delivery, OutMessage, PublishOutcome
+from saga.clock import Clock, Ids
+from saga.messages import parking_channel
+from saga.storage.base import ParkedRow, ParkingStore
+
+REASON_HEADER: Final = "saga-parked-reason"
+FINGERPRINT_HEADER: Final = "saga-parked-fingerprint"
+PAUSE_SECONDS: Final = 0.2
+PAUSE_SECONDS_MAX: Final = 10.0
+log = logging.getLogger("saga.parking")
+
+
+def parked_row(delivery: Delivery, reason: str, *, body: bytes | None = None, kind: str = "") -> ParkedRow:
+    """Return the row for a delivery, or for one envelope of it. `kind` tells apart what has the same reason."""
+    text = f"{delivery.channel}\n{reason}\n{kind}"
+    return ParkedRow(
+        channel=delivery.channel,
+        reason=reason,
+        fingerprint=hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16],
+        content_type=delivery.content_type,
+        headers=delivery.headers,
+        body=delivery.body if body is None else body,
+    )
+
+
+class Parking:
+    """The confirmed store of refused messages: a table where there is a database, else the parking channel."""
+
+    def __init__(self, store: ParkingStore | None, broker: Broker, *, clock: Clock, ids: Ids) -> None:
+        self._store = store
+        self._broker = broker
+        self._clock = clock
+        self._ids = ids
+
+    async def park(self, rows: Sequence[ParkedRow]) -> None:
+        """Store messages with bytes, headers and reason. Returns once they are safe; waits as long as that takes."""
+        failures = 0
+        while not await self._tried(rows):
+            failures += 1
+            pause = min(PAUSE_SECONDS_MAX, PAUSE_SECONDS * 2 ** min(failures, 10))
+            await self._clock.sleep(pause * (0.5 + self._ids.fraction() / 2))
+        for row in rows:
+            log.warning("parked a message of %s: %s (%s)", row.channel, row.reason, row.fingerprint)
+
+    async def _tried(self, rows: Sequence[ParkedRow]) -> bool:
+        try:
+            if self._store is not None:
+                await self._store.park(rows)
+                return True
+            return await self._publish(rows)
+        except Exception as error:
+            log.warning("parking failed with %s and is tried again", type(error).__name__)
+            return False
+
+    async def _publish(self, rows: Sequence[ParkedRow]) -> bool:
+        # A retry publishes all of them again: a doubled parked message is harmless, a lost one is not.
+        messages = [
+            OutMessage(parking_channel(row.channel), row.body, row.content_type, headers=_headers(row)) for row in rows
+        ]
+        outcomes = [await future for future in self._broker.publish(messages)]
+        return all(outcome is PublishOutcome.CONFIRMED for outcome in outcomes)
+
+
+def _headers(row: ParkedRow) -> Mapping[str, str]:
+    return {**row.headers, REASON_HEADER: row.reason, FINGERPRINT_HEADER: row.fingerprint}

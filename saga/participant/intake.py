@@ -1,0 +1,182 @@
+"""From a delivery to attempts: decode, park what is no command of ours, and let copies join (P30).
+
+One bad envelope of a pack is parked alone, the others go on. The namespace of the channel must equal the envelope's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Final
+from uuid import UUID
+
+from saga.batcher import Batcher
+from saga.brokers.base import Consumer, Delivery
+from saga.clock import Clock, Spawner
+from saga.errors import MessageInvalid
+from saga.messages import Command, Direction, decode_commands, split
+from saga.outbox.parking import Parking, parked_row
+from saga.participant.answers import UNKNOWN_ACTIVITY, Answer
+from saga.participant.attempts import Attempt, Held
+from saga.participant.replies import Acks
+from saga.participant.served import Served, Table
+from saga.storage.base import BarrierKey, ParkedRow
+
+INTEGER_MAX: Final = 2**31 - 1
+NO_KEY: Final = BarrierKey(UUID(int=0), "", 0, 0, "")
+"""Of attempts in a participant without a database, which has no barrier to name."""
+log = logging.getLogger("saga.participant")
+
+
+class Intake:
+    """Turns the deliveries of every queue into attempts; knows the attempts that are under way."""
+
+    def __init__(
+        self,
+        *,
+        namespace: str,
+        stateless: bool,
+        fence: Served,
+        parking: Parking,
+        add: Callable[[Attempt], None],
+        answer: Callable[[Attempt, Answer], None],
+        clock: Clock,
+        spawner: Spawner,
+        counts: Counter[str],
+    ) -> None:
+        self._namespace = namespace
+        self._stateless = stateless
+        self._fence = fence
+        self._add = add
+        self._answer = answer
+        self._clock = clock
+        self._counts = counts
+        self._parking = parking
+        self._parked: Batcher[tuple[ParkedRow, Held]] = Batcher(
+            self._park, spawner=spawner, name="saga-parking", batch_max=64
+        )
+        self.open: dict[str, Attempt] = {}
+        """Attempts under way by command id, until their reply is confirmed."""
+
+    def take(self, table: Table, consumer: Consumer, delivery: Delivery) -> None:
+        """Take one delivery in. Does not wait."""
+        try:
+            commands = decode_commands(delivery.body)
+        except MessageInvalid:
+            self._take_apart(table, consumer, delivery)
+            return
+        held = Held(consumer, delivery, len(commands))
+        if not commands:
+            held.left = 1
+            self._refuse(held, "message_invalid", None)
+            return
+        received = self._clock.monotonic()
+        for command in commands:
+            self._accept(table, command, held, received)
+
+    def settled(self, attempt: Attempt) -> None:
+        """The attempt's reply is confirmed: a copy that comes later is a new attempt."""
+        command_id = attempt.command.commandid
+        if self.open.get(command_id) is attempt:
+            del self.open[command_id]
+
+    async def join(self) -> None:
+        """Wait until everything to be parked is."""
+        await self._parked.join()
+
+    # --- one command
+
+    def _accept(self, table: Table, command: Command, held: Held, received: float) -> None:
+        known = self.open.get(command.commandid)
+        if known is not None and known.joins(command):
+            known.join(command, held)
+            self._counts["joined"] += 1
+            return
+        if command.namespace != self._namespace:
+            self._refuse(held, "foreign_namespace", command)
+            return
+        served = self._fence if command.direction == "fence" else table.get((command.activity, command.direction))
+        key = NO_KEY if self._stateless else barrier_key(command)
+        if key is None:
+            self._refuse(held, "message_invalid", command)
+            return
+        attempt = Attempt(command, served or self._fence, held, received, key)
+        if command.direction != "forward" and not self._stateless:
+            attempt.forward_key = BarrierKey(
+                key.run_id, command.step, command.forwarditeration, command.forwardround, Direction.FORWARD.value
+            )
+        if served is None:
+            self._unknown(attempt, held)
+            return
+        self.open[command.commandid] = attempt
+        self._add(attempt)
+
+    def _unknown(self, attempt: Attempt, held: Held) -> None:
+        # Parked for the operator and answered, so that the schedule goes on: the ack waits for both.
+        held.left += 1
+        self._refuse(held, "unknown_activity", attempt.command)
+        self.open[attempt.command.commandid] = attempt
+        self._answer(attempt, UNKNOWN_ACTIVITY)
+
+    # --- what is not ours
+
+    def _take_apart(self, table: Table, consumer: Consumer, delivery: Delivery) -> None:
+        try:
+            bodies = split(delivery.body)
+        except MessageInvalid:
+            bodies = []
+        held = Held(consumer, delivery, len(bodies) or 1)
+        if not bodies:
+            self._refuse(held, "message_invalid", None)
+        received = self._clock.monotonic()
+        for body in bodies:
+            try:
+                (command,) = decode_commands(body)
+            except (MessageInvalid, ValueError):
+                self._refuse(held, "message_invalid", None, body)
+            else:
+                self._accept(table, command, held, received)
+
+    def _refuse(self, held: Held, reason: str, command: Command | None, body: bytes | None = None) -> None:
+        self._counts["parked"] += 1
+        kind = "" if command is None else f"{command.activity}:{command.direction}"
+        if body is None and command is not None:
+            body = envelope(held.delivery, command)
+        self._parked.offer((parked_row(held.delivery, reason, body=body, kind=kind), held))
+
+    async def _park(self, items: Sequence[tuple[ParkedRow, Held]]) -> None:
+        await self._parking.park([row for row, _ in items])
+        acks = Acks()
+        for _, held in items:
+            acks.settle(held)
+        acks.send()
+
+
+def envelope(delivery: Delivery, command: Command) -> bytes:
+    """Return the bytes of one command of a delivery: the body itself unless it is a pack."""
+    if delivery.body[:1] != b"[":
+        return delivery.body
+    for body in split(delivery.body):
+        if any(each.id == command.id and each.commandid == command.commandid for each in _decoded(body)):
+            return body
+    return delivery.body
+
+
+def _decoded(body: bytes) -> Sequence[Command]:
+    try:
+        return decode_commands(body)
+    except MessageInvalid:
+        return ()
+
+
+def barrier_key(command: Command) -> BarrierKey | None:
+    """Return the barrier's name for a command, or None if no row could bear it."""
+    try:
+        run_id = UUID(command.runid)
+    except ValueError:
+        return None
+    numbers = (command.iteration, command.round, command.forwarditeration, command.forwardround)
+    if not all(0 <= number <= INTEGER_MAX for number in numbers) or "\x00" in command.step:
+        return None
+    return BarrierKey(run_id, command.step, command.iteration, command.round, command.direction)

@@ -1,0 +1,246 @@
+"""Every order in which a small saga's messages can be handled, lost and repeated, against participants with a barrier.
+
+The world is the engine, one barrier row per step, and the sets of commands and replies on their way. What can happen
+next is everything that a network and a participant may do; faults cost one of a few. From every world that can be
+reached the saga must be able to close, and where it has closed, effects and undos must add up, also after every
+command that was still on its way has been handled.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Final, NamedTuple
+
+import pytest
+
+from saga.engine.decide import decide, initial, next_due_ms
+from saga.engine.effects import Dispatch
+from saga.engine.events import (
+    ActivityCompleted,
+    ActivityFailed,
+    ActivityRefused,
+    CancelRequested,
+    CompensationCompleted,
+    CompensationFailed,
+    CompensationRefused,
+    Event,
+    FenceFoundEffect,
+    SagaStarted,
+    TimerFired,
+)
+from saga.engine.model import Definition
+from saga.engine.state import CLOSED, State, Status
+from saga.errors import PastPivot
+from saga.messages import Direction
+from saga.retry import RetryPolicy
+from tests.engine.runs import RUN, seconds, sequence, words
+
+pytestmark = pytest.mark.stack("pure")
+
+# The barrier row of a step's forward command, as docs/wire.md says.
+NONE, RAN, SAID_NO, CLOSED_FIRST, UNDONE = ".", "ran", "said no", "closed first", "undone"
+
+DONE, REFUSED, FAILED, NOTHING, HAD_RUN = "done", "refused", "failed", "nothing", "had run"
+
+
+class Sent(NamedTuple):
+    """A command on its way."""
+
+    step: int
+    direction: Direction
+    attempt: int
+    final: bool
+
+
+class Said(NamedTuple):
+    """A reply on its way."""
+
+    sent: Sent
+    outcome: str
+
+
+class World(NamedTuple):
+    """Everything there is. Times in the state count from now, so that equal worlds are equal."""
+
+    state: State
+    rows: tuple[str, ...]
+    commands: frozenset[Sent] = frozenset()
+    replies: frozenset[Said] = frozenset()
+    faults_left: int = 0
+
+
+class Explorer:
+    """All that can happen to one saga with so many faults."""
+
+    def __init__(self, definition: Definition, faults: int) -> None:
+        self.definition = definition
+        self.ids: dict[tuple[int, Direction], str] = {}
+        start = initial("default", RUN)
+        self.first = self._moved(World(start, (NONE,) * len(definition.steps), faults_left=faults), SagaStarted(at_ms=0))
+
+    def next(self, world: World) -> Iterator[World]:
+        """Every world that may follow."""
+        for sent in world.commands:
+            gone = world._replace(commands=world.commands - {sent})
+            yield from self._handled(gone, sent)
+            if world.faults_left:
+                hurt = world._replace(faults_left=world.faults_left - 1)
+                yield hurt._replace(commands=world.commands - {sent})  # lost
+                yield from self._handled(hurt, sent)  # delivered, and on its way once more
+        for said in world.replies:
+            yield self._moved(world._replace(replies=world.replies - {said}), self._answer(said))
+            if world.faults_left:
+                hurt = world._replace(faults_left=world.faults_left - 1)
+                yield hurt._replace(replies=world.replies - {said})
+                yield self._moved(hurt, self._answer(said))
+        yield from self._time(world)
+
+    def _handled(self, world: World, sent: Sent) -> Iterator[World]:
+        """What a participant may make of a command."""
+        row = world.rows[sent.step]
+        match sent.direction, row:
+            case Direction.FORWARD, _ if row == NONE:
+                yield self._row(world, sent, RAN, DONE)
+                yield from self._hurt(world, sent, SAID_NO if sent.final else NONE, REFUSED)
+                yield from self._hurt(world, sent, NONE, FAILED)
+            case Direction.FORWARD, _:
+                yield self._row(world, sent, row, DONE if row in (RAN, UNDONE) else REFUSED)
+            case Direction.FENCE, _ if row == NONE:
+                yield self._row(world, sent, CLOSED_FIRST, NOTHING)
+            case Direction.FENCE, _:
+                yield self._row(world, sent, row, HAD_RUN if row == RAN else NOTHING)
+            case Direction.COMPENSATE, _ if row == RAN:
+                yield self._row(world, sent, UNDONE, DONE)
+                yield from self._hurt(world, sent, RAN, REFUSED)
+                yield from self._hurt(world, sent, RAN, FAILED)
+            case Direction.COMPENSATE, _:
+                closed = CLOSED_FIRST if row == NONE else row
+                yield self._row(world, sent, closed, DONE if row == UNDONE else NOTHING)
+
+    def _hurt(self, world: World, sent: Sent, row: str, outcome: str) -> Iterator[World]:
+        if world.faults_left:
+            yield self._row(world._replace(faults_left=world.faults_left - 1), sent, row, outcome)
+
+    def _row(self, world: World, sent: Sent, row: str, outcome: str) -> World:
+        rows = (*world.rows[: sent.step], row, *world.rows[sent.step + 1 :])
+        return world._replace(rows=rows, replies=world.replies | {Said(sent, outcome)})
+
+    def _time(self, world: World) -> Iterator[World]:
+        """The clock moves to the next wake-up: at no cost if nothing else can happen, else somebody was slow."""
+        due = next_due_ms(self.definition, world.state)
+        if due is not None:
+            busy = bool(world.commands or world.replies) and world.state.outstanding is not None
+            waiting_to_retry = world.state.outstanding is not None and world.state.outstanding.retry_ms is not None
+            cost = 1 if busy and not waiting_to_retry else 0
+            if world.faults_left >= cost:
+                hurt = world._replace(faults_left=world.faults_left - cost)
+                yield self._moved(hurt, TimerFired(at_ms=max(due, 0)))
+            if world.faults_left and world.state.status not in CLOSED:
+                hurt = world._replace(faults_left=world.faults_left - 1)
+                yield self._moved(hurt, CancelRequested(at_ms=0))
+
+    def _moved(self, world: World, event: Event) -> World:
+        try:
+            state, effects = decide(self.definition, world.state, event)
+        except PastPivot:
+            return world
+        commands = set(world.commands)
+        for effect in effects:
+            if isinstance(effect, Dispatch):
+                self.ids[effect.step, effect.direction] = effect.command_id
+                commands.add(Sent(effect.step, effect.direction, effect.attempt, effect.final))
+        return world._replace(state=_from_now(state, event.at_ms), commands=frozenset(commands))
+
+    def _answer(self, said: Said) -> Event:
+        sent = said.sent
+        known = {"at_ms": 0, "command_id": self.ids[sent.step, sent.direction], "attempt": sent.attempt}
+        forward = sent.direction is Direction.FORWARD
+        match said.outcome:
+            case "done":
+                return ActivityCompleted(**known) if forward else CompensationCompleted(**known)
+            case "refused":
+                return ActivityRefused(**known, code="no") if forward else CompensationRefused(**known, code="no")
+            case "failed":
+                return ActivityFailed(**known, error="E") if forward else CompensationFailed(**known, error="E")
+            case "had run":
+                return FenceFoundEffect(**known)
+            case _:
+                return CompensationCompleted(**known, nothing=True)
+
+
+def _from_now(state: State, now_ms: int) -> State:
+    waiting = state.outstanding
+    if waiting is None:
+        return state
+    shifted = replace(
+        waiting,
+        first_sent_ms=waiting.first_sent_ms - now_ms,
+        sent_ms=waiting.sent_ms - now_ms,
+        retry_ms=None if waiting.retry_ms is None else waiting.retry_ms - now_ms,
+    )
+    return replace(state, outstanding=shifted)
+
+
+def explore(definition: Definition, faults: int) -> tuple[int, int]:
+    """Visit every world; return how many there are, and how many of them are closed and quiet."""
+    explorer = Explorer(definition, faults)
+    seen = {explorer.first}
+    todo = [explorer.first]
+    came_from: dict[World, list[World]] = defaultdict(list)
+    closed: list[World] = []
+    quiet = 0
+    while todo:
+        world = todo.pop()
+        if world.state.status in CLOSED:
+            closed.append(world)
+            if not world.commands and not world.replies:
+                quiet += 1
+                _check_books(definition, world)
+        for following in explorer.next(world):
+            came_from[following].append(world)
+            if following not in seen:
+                seen.add(following)
+                todo.append(following)
+    can_close = set(closed)
+    while closed:
+        for world in came_from[closed.pop()]:
+            if world not in can_close:
+                can_close.add(world)
+                closed.append(world)
+    assert seen == can_close, f"never closes: {next(iter(seen - can_close))}"
+    return len(seen), quiet
+
+
+def _check_books(definition: Definition, world: World) -> None:
+    """I5: all effects, or none that is not undone; never both ways."""
+    if world.state.status is Status.COMPLETED:
+        assert set(world.rows) <= {RAN}, world
+        return
+    for step, row in zip(definition.steps, world.rows, strict=True):
+        if step.has_compensation:
+            assert row != RAN, world
+        if step.kind == "pivot":
+            assert row in (NONE, SAID_NO, CLOSED_FIRST), world
+    if definition.pivot is not None:
+        assert set(world.rows[definition.pivot + 1 :]) <= {NONE}, world
+
+
+FORWARD_TWICE: Final = RetryPolicy(attempts=2, schedule_to_close=seconds(100))
+UNDO_FOR_EVER: Final = RetryPolicy(attempts=None, schedule_to_close=None, incident_at=2)
+
+
+@pytest.mark.feature("E-01")
+@pytest.mark.feature("E-04")
+@pytest.mark.feature("E-05")
+@pytest.mark.parametrize(
+    ("length", "faults"), [(1, 4), (2, 3), (3, 3)], ids=lambda value: str(value)
+)
+def test_no_order_of_messages_leaves_an_effect_and_its_undo_or_a_saga_that_cannot_end(length: int, faults: int) -> None:
+    for word in words(length):
+        worlds, quiet = explore(
+            sequence(word, retry=FORWARD_TWICE, undo_retry=UNDO_FOR_EVER, start_to_close_ms=30_000), faults
+        )
+        assert quiet > 1
+        assert worlds > 10
