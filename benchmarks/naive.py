@@ -18,7 +18,7 @@ from typing import Any, Final
 import aio_pika
 from aio_pika.abc import AbstractIncomingMessage
 from sqlalchemy import JSON, Column, Integer, MetaData, Table, Text, Uuid, bindparam, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from examples.money_transfer.transfer import accounts, ledger, notifications
 
@@ -44,20 +44,12 @@ SWAP: Final = (
     .values({name: bindparam(name) for name in ("version", "status", "step", "data")})
 )
 MOVED: Final = accounts.c.balance + bindparam("amount")
-MOVE: Final = (
-    update(accounts)
-    .where(accounts.c.id == bindparam("key"), MOVED >= 0)
-    .values(balance=MOVED)
-    .returning(accounts.c.balance)
-)
+MOVE: Final = update(accounts).where(accounts.c.id == bindparam("key"), MOVED >= 0).values(balance=MOVED)
+MOVE_RETURNING: Final = MOVE.returning(accounts.c.balance)
 
 
 class Refused(Exception):
     """The business says no."""
-
-
-class Conflict(Exception):
-    """Another process moved this saga on meanwhile."""
 
 
 class Queues:
@@ -79,11 +71,8 @@ class Queues:
 
     async def publish(self, name: str, body: Data) -> None:
         """Return when the broker has confirmed; raises if it could not route the message."""
-        message = aio_pika.Message(
-            json.dumps(body).encode(),
-            content_type="application/json",
-            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-        )
+        persistent = aio_pika.DeliveryMode.PERSISTENT
+        message = aio_pika.Message(json.dumps(body).encode(), delivery_mode=persistent)
         await self._exchange.publish(message, routing_key=f"{self._prefix}.{name}")
 
     async def consume(self, name: str, prefetch: int, work: Callable[[Data], Awaitable[None]]) -> None:
@@ -106,20 +95,32 @@ class Queues:
             await connection.close()
 
 
-def make_engine(url: str, pool_size: int) -> AsyncEngine:
-    return create_async_engine(url, pool_size=pool_size, max_overflow=0, pool_use_lifo=True)
-
-
-class Coordinator:
-    """Starts sagas, moves them on by their replies, and wakes whoever waits for the end."""
+class Service:
+    """What both processes have: queues, and a pool of connections unless they need none."""
 
     def __init__(
-        self, database: str, broker: str, *, prefix: str, steps: Sequence[str], pool_size: int, prefetch: int
+        self, database: str | None, broker: str, *, prefix: str, pool_size: int, prefetch: int
     ) -> None:
-        self._engine = make_engine(database, pool_size)
         self._queues = Queues(broker, prefix)
-        self._steps = steps
         self._prefetch = prefetch
+        options = {"pool_size": pool_size, "max_overflow": 0, "pool_use_lifo": True}
+        self._slots = asyncio.Semaphore(
+            pool_size
+        )  # the pool is not fair: newcomers would overtake who waits for long
+        self._engine: Any = create_async_engine(database, **options) if database is not None else None
+
+    async def stop(self) -> None:
+        await self._queues.stop()
+        if self._engine is not None:
+            await self._engine.dispose()
+
+
+class Coordinator(Service):
+    """Starts sagas, moves them on by their replies, and wakes whoever waits for the end."""
+
+    def __init__(self, *where: str, steps: Sequence[str], **options: Any) -> None:
+        super().__init__(*where, **options)
+        self._steps = steps
         self._waiting: dict[uuid.UUID, asyncio.Future[str]] = {}
 
     async def start(self) -> None:
@@ -130,15 +131,15 @@ class Coordinator:
         """Start a saga and wait for its end; returns its status."""
         key = uuid.uuid4()
         ended = self._waiting[key] = asyncio.get_running_loop().create_future()
-        async with self._engine.begin() as connection:
+        async with self._slots, self._engine.begin() as connection:
             row = {"id": key, "version": 1, "status": "running", "step": 0, "data": {"input": data}}
             await connection.execute(insert(saga), row)
         await self._send(key, 0, "running", data)
-        return await ended
+        return str(await ended)
 
     async def _on_reply(self, reply: Data) -> None:
         key = uuid.UUID(reply["saga"])
-        async with self._engine.begin() as connection:
+        async with self._slots, self._engine.begin() as connection:
             row = (await connection.execute(LOAD, {"key": key})).one_or_none()
             if row is None or (row.status, row.step) != (reply["status"], reply["step"]):
                 return  # a copy of a reply that was applied before
@@ -147,7 +148,7 @@ class Coordinator:
             changes = {"version": row.version + 1, "status": status, "step": step, "data": data}
             swapped = await connection.execute(SWAP, {"key": key, "expected": row.version, **changes})
             if swapped.rowcount != 1:
-                raise Conflict
+                raise RuntimeError("another process moved this saga on meanwhile")
         if status in ("running", "compensating"):
             await self._send(key, step, status, row.data["input"])
         elif (waiter := self._waiting.pop(key, None)) is not None:
@@ -163,20 +164,9 @@ class Coordinator:
         command = {"saga": str(key), "step": step, "status": status, "activity": activity, "data": data}
         await self._queues.publish(SERVICES[activity], command)
 
-    async def stop(self) -> None:
-        await self._queues.stop()
-        await self._engine.dispose()
 
-
-class Participant:
+class Participant(Service):
     """Serves the three services in one process: one transaction per command, or, without a database, just an answer."""
-
-    def __init__(
-        self, database: str | None, broker: str, *, prefix: str, pool_size: int, prefetch: int
-    ) -> None:
-        self._engine = make_engine(database, pool_size) if database is not None else None
-        self._queues = Queues(broker, prefix)
-        self._prefetch = prefetch
 
     async def start(self) -> None:
         await self._queues.start()
@@ -189,7 +179,7 @@ class Participant:
         outcome, result = "done", {"account": transfer[side], "balance": 0}
         if self._engine is not None:
             try:
-                async with self._engine.begin() as connection:
+                async with self._slots, self._engine.begin() as connection:
                     if activity == "notify":
                         message = f"{transfer['amount']} cents have arrived on {transfer['target']}"
                         row = {"transfer": transfer["id"], "message": message}
@@ -203,14 +193,9 @@ class Participant:
         await self._queues.publish("replies", {**known, "outcome": outcome, "result": result})
 
     async def _move(self, to: AsyncConnection, transfer: Data, kind: str, side: str, delta: int) -> int:
-        balance = await to.scalar(MOVE, {"key": transfer[side], "amount": delta})
+        balance = await to.scalar(MOVE_RETURNING, {"key": transfer[side], "amount": delta})
         if balance is None:
             raise Refused("insufficient_funds" if side == "source" else "unknown_account")
         row = {"transfer": transfer["id"], "account": transfer[side], "kind": kind, "delta": delta}
         await to.execute(insert(ledger), row)
         return int(balance)
-
-    async def stop(self) -> None:
-        await self._queues.stop()
-        if self._engine is not None:
-            await self._engine.dispose()

@@ -31,6 +31,7 @@ from saga.definition.registry import Registry
 from saga.engine.model import Redrive
 from saga.errors import ConfigurationError, MissingCapability
 from saga.messages import BODY_BYTES_MAX
+from saga.outbox.parking import Parking
 from saga.outbox.publisher import DirectPublisher
 from saga.outbox.relay import Relay
 from saga.participant.service import ParticipantService
@@ -40,6 +41,7 @@ from saga.storage.sqlalchemy.database import Database
 from saga.storage.sqlalchemy.outbox import SqlOutboxStore
 from saga.storage.sqlalchemy.parking import SqlParkingStore
 from saga.storage.sqlalchemy.participant import SqlParticipantStore
+from saga.storage.sqlalchemy.writer import handler_writes_to
 
 log = logging.getLogger("saga.app")
 
@@ -292,14 +294,14 @@ class _Running:
             publish=publisher.publish,
             after_commit=self._wake_relay_after,
             canceller=verbs,
-            inside_handler=lambda: holding_writer(database),
+            inside_handler=lambda: handler_writes_to.get() == database.url.database,
             **ports,
         )
         self.coordinator = Coordinator(
             app.registry,
             self.broker,
             store,
-            SqlParkingStore(database, app.namespace),
+            self._make_parking(),
             publisher,
             namespace=app.namespace,
             ids=app._ids,
@@ -318,15 +320,18 @@ class _Running:
         if self.relay is not None:
             self.relay.wake()
 
+    def _make_parking(self) -> Parking:
+        store = SqlParkingStore(self.database, self._app.namespace) if self.database is not None else None
+        return Parking(store, self.broker, clock=self._app._clock, ids=self._app._ids)
+
     def _make_participants(self) -> ParticipantService:
         app, database = self._app, self.database
         store = SqlParticipantStore(database, app.namespace) if database is not None else None
-        parking = SqlParkingStore(database, app.namespace) if database is not None else None
         return ParticipantService(
             app.participants,
             self.broker,
             store,
-            parking,
+            self._make_parking(),
             namespace=app.namespace,
             clock=app._clock,
             ids=app._ids,

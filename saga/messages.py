@@ -255,7 +255,7 @@ def decode_replies(body: bytes) -> Sequence[Reply]:
 
 def _decode(body: bytes, one: TypeAdapter[M], many: TypeAdapter[list[M]]) -> list[M]:
     try:
-        return many.validate_json(body) if body[:1] == b"[" else [one.validate_json(body)]
+        return many.validate_json(body) if body.lstrip()[:1] == b"[" else [one.validate_json(body)]
     except ValidationError as error:
         raise MessageInvalid(field_paths(error)) from None
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import UnionType
-from typing import Any, Final, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, Generic, TypeVar, Union, get_args, get_origin, get_type_hints, overload
 
 from pydantic import (
     BaseModel,
     ConfigDict,
-    PydanticSchemaGenerationError,
+    JsonValue,
+    PydanticUserError,
     TypeAdapter,
     ValidationError,
     create_model,
@@ -98,8 +100,19 @@ def _largest_field(raw: bytes) -> str:
 _codecs: dict[Any, Codec[Any]] = {}
 
 
-def codec(type_: type[T] | Any, *, what: str) -> Codec[T]:
-    """Return the codec of a declared type. Raises DefinitionError if pydantic cannot describe it."""
+@overload
+def codec(type_: type[T], *, what: str) -> Codec[T]: ...
+
+
+@overload
+def codec(type_: Any, *, what: str) -> Codec[Any]: ...
+
+
+def codec(type_: Any, *, what: str) -> Codec[Any]:
+    """Return the codec of a declared type.
+
+    Raises DefinitionError if pydantic cannot describe it, or if what it writes is not what it reads (PYD-5).
+    """
     try:
         known = _codecs.get(type_)
     except TypeError:  # an unhashable annotation
@@ -107,17 +120,33 @@ def codec(type_: type[T] | Any, *, what: str) -> Codec[T]:
     if known is not None:
         return known
     try:
-        made: Codec[T] = Codec(type_, TypeAdapter(type_))
-        made.schema()
-    except (PydanticSchemaGenerationError, ValueError, TypeError, NameError) as error:
+        made: Codec[Any] = Codec(type_, TypeAdapter(type_))
+        one_way = _fields(made.schema()) ^ _fields(
+            made.adapter.json_schema(mode="validation", by_alias=False)
+        )
+    except (PydanticUserError, ValueError, TypeError, NameError) as error:
         raise DefinitionError(
-            f"{what}: {type_!r} cannot be a payload ({type(error).__name__}). Use a pydantic model, a dataclass or a plain JSON type."
+            f"{what}: {type_!r} cannot be a payload ({type(error).__name__}). "
+            "Use a pydantic model, a dataclass or a plain JSON type."
         ) from None
-    try:
+    if one_way:
+        raise DefinitionError(
+            f"{what}: {made.name} writes and reads different fields ({', '.join(sorted(one_way))}); "
+            "a payload has no computed or excluded fields."
+        )
+    with suppress(TypeError):
         _codecs[type_] = made
-    except TypeError:
-        pass
     return made
+
+
+def _fields(schema: JsonValue) -> set[str]:
+    """Return the names of all fields anywhere in a JSON Schema."""
+    if isinstance(schema, list):
+        return set[str]().union(*map(_fields, schema))
+    if not isinstance(schema, dict):
+        return set()
+    own = schema.get("properties")
+    return (set(own) if isinstance(own, dict) else set[str]()).union(*map(_fields, schema.values()))
 
 
 NONE: Final[Codec[None]] = codec(type(None), what="None")
@@ -167,13 +196,17 @@ def signature(
         if injectable(annotation):
             injected[parameter.name] = annotation
         else:
-            payload[parameter.name] = _item(annotation, what, f"argument {parameter.name!r}") if batch else annotation
+            payload[parameter.name] = (
+                _item(annotation, what, f"argument {parameter.name!r}") if batch else annotation
+            )
     output, undo = (NONE, NONE) if undoing else _returns(hints, what, batch)
     if undoing or not payload:
         return Signature(NONE, output, undo, payload, None, None, injected)
     if len(payload) == 1:
         (name, type_), *_ = payload.items()
-        return Signature(codec(type_, what=f"{what}, argument {name!r}"), output, undo, payload, name, None, injected)
+        return Signature(
+            codec(type_, what=f"{what}, argument {name!r}"), output, undo, payload, name, None, injected
+        )
     if batch:
         raise DefinitionError(f"{what}: a batch handler takes one list of inputs.")
     fields: dict[str, Any] = {name: (type_, ...) for name, type_ in payload.items()}
@@ -193,9 +226,13 @@ def _returns(hints: dict[str, Any], what: str, batch: bool) -> tuple[Codec[Any],
         raise DefinitionError(f"{what}: the return type is not annotated; write `-> None` if there is none.")
     type_ = _item(hints["return"], what, "the return type") if batch else hints["return"]
     members = get_args(type_) if batch and get_origin(type_) in (Union, UnionType) else (type_,)
-    results = [member for member in members if not (isinstance(member, type) and issubclass(member, Exception))]
+    results = [
+        member for member in members if not (isinstance(member, type) and issubclass(member, Exception))
+    ]
     if len(results) != 1:
-        raise DefinitionError(f"{what}: the return type is one payload type, beside Refused in a batch handler.")
+        raise DefinitionError(
+            f"{what}: the return type is one payload type, beside Refused in a batch handler."
+        )
     if get_origin(results[0]) is Result:
         output, undo = get_args(results[0])
         return codec(output, what=f"{what}, output"), codec(undo, what=f"{what}, undo data")

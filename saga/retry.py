@@ -31,6 +31,10 @@ class RetryPolicy:
             raise ValueError("0 < initial <= maximum")
         if self.factor < 1 or (self.attempts is not None and self.attempts < 1):
             raise ValueError("factor and attempts are at least 1")
+        if self.schedule_to_close is not None and self.schedule_to_close <= timedelta():
+            raise ValueError("0 < schedule_to_close")
+        if self.incident_at is not None and self.incident_at < 1:
+            raise ValueError("incident_at is at least 1")
 
     @property
     def endless(self) -> bool:

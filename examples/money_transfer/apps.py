@@ -4,7 +4,7 @@
     saga participant examples.money_transfer.apps:savings
 
 Where the services find their databases and the broker is read from the environment, e.g. MONEY_TRANSFER_GIRO_DATABASE.
-The tables stand in the schema named in `SCHEMAS`, which belongs to the service's role: the SQL of the example names none.
+The tables stand in the schema that `SCHEMAS` names and the role of the service owns; the SQL of the example names none.
 """
 
 from typing import Any, Final

@@ -35,8 +35,9 @@ from saga.messages import (
     replies_channel,
     split,
 )
+from saga.outbox.parking import Parking, parked_row
 from saga.outbox.publisher import DirectPublisher
-from saga.storage.base import Closed, CoordinatorStore, ParkedRow, ParkingStore
+from saga.storage.base import Closed, CoordinatorStore, ParkedRow
 
 log = logging.getLogger("saga.coordinator")
 
@@ -57,7 +58,7 @@ class Coordinator:
         registry: Registry,
         broker: Broker,
         store: CoordinatorStore,
-        parking: ParkingStore,
+        parking: Parking,
         publisher: DirectPublisher,
         *,
         namespace: str,
@@ -199,23 +200,13 @@ class Coordinator:
                     raise MessageInvalid("Another namespace, or no run id.")
                 good.append(reply)
             except MessageInvalid:
-                bad.append(_parked(delivery, part, "undecodable"))
-        await self._park(bad)
+                bad.append(parked_row(delivery, "undecodable", body=part))
+        if bad:
+            await self._parking.park(bad)
         if good:
             self._take(consumer, delivery, good)
         else:
             consumer.ack([delivery])
-
-    async def _park(self, rows: Sequence[ParkedRow]) -> None:
-        """Store for good before anything is acked; keep trying while the database is away."""
-        pause = 0.1
-        while rows:
-            try:
-                return await self._parking.park(rows)
-            except SagaError as error:
-                log.warning("parking waits: %s", error)
-                await self._clock.sleep(pause * (1 + self._ids.fraction()))
-                pause = min(pause * 2, RETRY_SECONDS_MAX)
 
     # --- advancing ----------------------------------------------------------------------------
 
@@ -249,20 +240,25 @@ class Coordinator:
         )
         confirmed = self._publisher.take_confirmed()
         try:
-            rows = await self._store.advance(work.run_ids, work, confirmed)
+            rows, lost = await self._store.advance(work.run_ids, work, confirmed)
         except BaseException:
             self._publisher.untake(confirmed)
             raise
         self._publisher.deleted(confirmed)
-        await self._park([_unknown(self._namespace, arrival.reply) for arrival in work.unknown])
+        if work.unknown:
+            await self._parking.park([_unknown(self._namespace, each.reply) for each in work.unknown])
         self._publisher.publish(rows)
         for arrival in arrivals:
-            if isinstance(arrival, ReplyArrival):
+            if isinstance(arrival, ReplyArrival) and arrival.run_id not in lost:
                 arrival.done()
-        if work.closed:
-            self._on_closed(work.closed)
+        closed = [run for run in work.closed if run.run_id not in lost] if lost else work.closed
+        if closed:
+            self._on_closed(closed)
         if work.due_in_ms is not None:
             self._due_in(work.due_in_ms / 1000)
+        if lost:
+            log.info("fenced: %d instances were moved by another process and are decided again", len(lost))
+            await self._advance([arrival for arrival in arrivals if arrival.run_id in lost])
 
     async def _set_apart(self, arrivals: Sequence[Arrival], error: Exception) -> None:
         """One instance alone cannot be committed: its own incident, and its replies stay beside it."""
@@ -331,17 +327,6 @@ class Coordinator:
 
 def _nothing() -> None:
     """A stored reply has no delivery to ack."""
-
-
-def _parked(delivery: Delivery, body: bytes, reason: str) -> ParkedRow:
-    return ParkedRow(
-        delivery.channel,
-        reason,
-        f"{reason}:{delivery.channel}",
-        delivery.content_type,
-        delivery.headers,
-        body,
-    )
 
 
 def _unknown(namespace: str, reply: Reply) -> ParkedRow:

@@ -12,7 +12,7 @@ from saga.coordinator.redrive import RedriveBudget
 from saga.coordinator.work import BatchWork
 from saga.definition.registry import Registry
 from saga.errors import SagaNotFound
-from saga.storage.base import Closed, CoordinatorStore, StoredRow
+from saga.storage.base import Advanced, Closed, CoordinatorStore, StoredRow
 
 
 class Verbs:
@@ -44,6 +44,18 @@ class Verbs:
         it is.
         """
         request = CancelArrival(run_id, self._ids.uuid7(), actor, reason)
+        work, advanced = await self._advance(request, session)
+        while advanced.lost:  # another process moved it between our look and our write
+            work, advanced = await self._advance(request, session)
+        if request.request_id in work.rejected:
+            raise work.rejected[request.request_id]
+        if run_id in work.missing:
+            raise SagaNotFound()
+        if session is None:
+            self._publish(advanced.rows)
+            self._on_closed(work.closed)
+
+    async def _advance(self, request: CancelArrival, session: Any) -> tuple[BatchWork, Advanced]:
         work = BatchWork(
             self._namespace,
             self._registry,
@@ -52,11 +64,4 @@ class Verbs:
             budget=RedriveBudget(),
             monotonic=self._clock.monotonic(),
         )
-        rows = await self._store.advance([run_id], work, (), session)
-        if request.request_id in work.rejected:
-            raise work.rejected[request.request_id]
-        if run_id in work.missing:
-            raise SagaNotFound()
-        if session is None:
-            self._publish(rows)
-            self._on_closed(work.closed)
+        return work, await self._store.advance([request.run_id], work, (), session)

@@ -194,7 +194,7 @@ class BatchWork:
     def _note_reply(self, run: _Run, arrival: ReplyArrival, stale: bool) -> None:
         reply, run_id = arrival.reply, arrival.run_id
         if arrival.pending_id is not None:
-            run.changes.taken.append(arrival.pending_id)
+            run.changes.taken.append((run_id, arrival.pending_id))
         if stale:
             run.changes.stale.append(
                 StaleRow(run_id, reply.step, reply.direction, reply.commandid, reply.attempt, reply.outcome)

@@ -42,8 +42,6 @@ from saga.messages import Direction, command_id
 from saga.retry import COMPENSATION, RetryPolicy
 
 MILLISECOND: Final = timedelta(milliseconds=1)
-RESEND_FIRST_MS: Final = 30_000
-RESEND_MAX_MS: Final = 300_000
 UNANSWERED_MS: Final = 900_000
 """A command that must succeed, an undo for one, and is not answered for so long needs a person."""
 RETRY_AFTER_MAX_MS: Final = 7 * 86_400_000
@@ -263,9 +261,12 @@ def wake(definition: Definition, state: State, event: Event) -> Decision:
     closes = _closes_ms(definition, state)
     if closes is not None and event.at_ms >= closes:
         return _timed_out(definition, state, event)
-    resend = event.broker_forgot or (event.may_resend and event.at_ms >= _resend_ms(definition, waiting))
-    sent = _resend(definition, state, event) if resend else Decision(state)
-    overdue = event.at_ms >= waiting.first_sent_ms + UNANSWERED_MS
+    last, resend_ms = _last_send_ms(definition, state), _resend_ms(definition, state)
+    due = resend_ms is not None and event.at_ms >= resend_ms
+    resend = (event.may_resend and due) or event.broker_forgot
+    sendable = last is None or event.at_ms < last
+    sent = _resend(definition, state, event) if resend and sendable else Decision(state)
+    overdue = due and event.at_ms >= waiting.first_sent_ms + UNANSWERED_MS
     if overdue and _must_succeed(definition, waiting) and state.status is not Status.NEEDS_ATTENTION:
         return _flag(definition, sent, "no_answer")
     return sent
@@ -296,28 +297,36 @@ def _flag(definition: Definition, sent: Decision, error: str) -> Decision:
     return Decision(replace(sent.state, status=Status.NEEDS_ATTENTION), (*sent.effects, incident))
 
 
+def _last_send_ms(definition: Definition, state: State) -> int | None:
+    """From when on the outstanding command is not sent again; None if it is asked for on and on.
+
+    What is cancelled is not sent again; else the step's budget ends it. A pivot flagged as unknown has no end.
+    """
+    waiting = _waiting(state)
+    step = definition.steps[waiting.step]
+    is_pivot = waiting.step == definition.pivot
+    if _must_succeed(definition, waiting) or (is_pivot and state.status is Status.NEEDS_ATTENTION):
+        return None
+    if state.cause is not None and step.start_to_close_ms is not None and not is_pivot:
+        return waiting.sent_ms
+    return _budget_ends_ms(step.retry, waiting)
+
+
 def _closes_ms(definition: Definition, state: State) -> int | None:
     """When the outstanding command is given up as unknown; None if never.
 
     Not before the latest sending could have run its full attempt, so that an undo does not race the action (P5).
-    A cancel shortens the wait to just that attempt. A pivot already flagged as unknown has no further deadline.
     """
-    waiting = _waiting(state)
-    step = definition.steps[waiting.step]
-    if _must_succeed(definition, waiting):
+    last, waiting = _last_send_ms(definition, state), _waiting(state)
+    if last is None:
         return None
-    if waiting.step == definition.pivot and state.status is Status.NEEDS_ATTENTION:
-        return None
-    attempt_ends = waiting.sent_ms + (step.start_to_close_ms or 0)
-    cancelled = state.cause is not None and step.start_to_close_ms is not None
-    if cancelled and waiting.step != definition.pivot:
-        return attempt_ends
-    ends = _budget_ends_ms(step.retry, waiting)
-    return None if ends is None else max(ends, attempt_ends)
+    return max(last, waiting.sent_ms + (definition.steps[waiting.step].start_to_close_ms or 0))
 
 
-def _resend_ms(definition: Definition, waiting: Outstanding) -> int:
-    return waiting.sent_ms + definition.redrive.after_ms(waiting.resends, _attempt_ms(definition, waiting))
+def _resend_ms(definition: Definition, state: State) -> int | None:
+    last, waiting = _last_send_ms(definition, state), _waiting(state)
+    at_ms = waiting.sent_ms + definition.redrive.after_ms(waiting.resends, _attempt_ms(definition, waiting))
+    return at_ms if last is None or at_ms < last else None
 
 
 def next_due_ms(definition: Definition, state: State) -> int | None:
@@ -327,9 +336,8 @@ def next_due_ms(definition: Definition, state: State) -> int | None:
         return None
     if waiting.retry_ms is not None:
         return waiting.retry_ms
-    closes = _closes_ms(definition, state)
-    resend = _resend_ms(definition, waiting)
-    return resend if closes is None else min(resend, closes)
+    known = (_closes_ms(definition, state), _resend_ms(definition, state))
+    return min(each for each in known if each is not None)
 
 
 def cancel(definition: Definition, state: State, event: Event) -> Decision:

@@ -50,8 +50,6 @@ class Runner:
         try:
             if group[0].lone:
                 await self._alone(group[0])
-            elif self._stateless is not None:
-                await self._stateless.run(group)
             else:
                 await self._dispatch(group)
         except Exception as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from math import inf
 from typing import Final
 
 from saga.clock import Clock, Spawner
@@ -26,13 +27,25 @@ Group = list[Attempt]
 class Lane:
     """Commands that wait for one batch handler."""
 
-    __slots__ = ("queued", "running", "size", "waiting")
+    __slots__ = ("queued", "running", "served", "size", "waiting")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, served: Served, size: int) -> None:
+        self.served = served
         self.size = size
         self.waiting: deque[Attempt] = deque()
         self.running = 0
         self.queued = False
+
+
+class _Queue:
+    """What is ready to run, and how many groups of it run; at most `groups_max` at a time."""
+
+    __slots__ = ("groups_max", "ready", "running")
+
+    def __init__(self, groups_max: float) -> None:
+        self.groups_max = groups_max
+        self.ready: deque[Attempt | Lane] = deque()
+        self.running = 0
 
 
 class Scheduler:
@@ -40,19 +53,22 @@ class Scheduler:
 
     def __init__(
         self,
-        run: Callable[[Group], Awaitable[None]],
         *,
         commands_max: int,
         waiting_max: int,
+        transactions_max: float,
         clock: Clock,
         spawner: Spawner,
     ) -> None:
-        self._run = run
+        self._run: Callable[[Group], Awaitable[None]] | None = None
         self._commands_max = commands_max
         self._waiting_max = waiting_max
         self._clock = clock
         self._spawner = spawner
-        self._ready: deque[Attempt | Lane] = deque()
+        # SQL-7: a handler with a session starts only when a connection is free for it; the others need not wait for that
+        self._plain = _Queue(inf)
+        self._in_transaction = _Queue(transactions_max)
+        self._turn = (self._plain, self._in_transaction)
         self._lanes: dict[Served, Lane] = {}
         self._lone: deque[Attempt] = deque()
         self._alone = False
@@ -66,6 +82,10 @@ class Scheduler:
         self.running = 0
         """Commands that have."""
 
+    def runs(self, run: Callable[[Group], Awaitable[None]]) -> None:
+        """Name what runs a group; before the first `wake`."""
+        self._run = run
+
     # --- in
 
     def add(self, attempt: Attempt) -> None:
@@ -76,11 +96,11 @@ class Scheduler:
             return
         served = attempt.served
         if served.batch is None:
-            self._ready.append(attempt)
+            self._queue_of(served).ready.append(attempt)
             return
         lane = self._lanes.get(served)
         if lane is None:
-            lane = self._lanes[served] = Lane(served.batch)
+            lane = self._lanes[served] = Lane(served, served.batch)
         lane.waiting.append(attempt)
         self._queue(lane)
 
@@ -106,7 +126,8 @@ class Scheduler:
     async def stop(self) -> None:
         """Start nothing more and wait until nothing runs. What was not started is handed back by the caller."""
         self._stopped = True
-        self._ready.clear()
+        self._plain.ready.clear()
+        self._in_transaction.ready.clear()
         self._lone.clear()
         self._tell()
         while self.running:
@@ -118,6 +139,8 @@ class Scheduler:
 
     async def _work(self) -> None:
         since_yield = 0
+        run = self._run
+        assert run is not None
         try:
             while not self._stopped:
                 self._waking = False
@@ -127,7 +150,10 @@ class Scheduler:
                     await self._rest()
                     continue
                 self.wake()
-                await self._run_group(group)
+                try:
+                    await run(group)
+                finally:
+                    self._finished(group)
                 since_yield += len(group)
                 if since_yield >= COMMANDS_BETWEEN_YIELDS:
                     since_yield = 0
@@ -140,28 +166,34 @@ class Scheduler:
         self._idle.append(resting)
         await resting
 
-    async def _run_group(self, group: Group) -> None:
-        count = len(group)
+    def _finished(self, group: Group) -> None:
+        self.running -= len(group)
         first = group[0]
-        lane = None if first.lone else self._lanes.get(first.served)
-        try:
-            await self._run(group)
-        finally:
-            self.running -= count
-            if first.lone:
-                self._alone = False
-            if lane is not None:
-                lane.running -= 1
-                self._queue(lane)
-            if self._changed:
-                self._tell()
+        self._queue_of(first.served).running -= 1
+        if first.lone:
+            self._alone = False
+        elif first.served.batch is not None:
+            lane = self._lanes[first.served]
+            lane.running -= 1
+            self._queue(lane)
+        if self._changed:
+            self._tell()
 
     def _has_work(self) -> bool:
         if self._stopped or self._alone:
             return False
         if self._lone:
             return self.running == 0
-        return bool(self._ready) and self.running < self._commands_max
+        return self.running < self._commands_max and self._startable() is not None
+
+    def _startable(self) -> _Queue | None:
+        first, second = self._turn
+        if first.ready and first.running < first.groups_max:
+            return first
+        return second if second.ready and second.running < second.groups_max else None
+
+    def _queue_of(self, served: Served) -> _Queue:
+        return self._in_transaction if served.needs_session else self._plain
 
     def _next(self) -> Group | None:
         """Take the next group. P14: while a lone command waits nothing else starts, and it starts when nothing runs."""
@@ -169,11 +201,16 @@ class Scheduler:
             return None
         if self._lone:
             self._alone = True
-            return self._taken([self._lone.popleft()])
-        item = self._ready.popleft()
-        if isinstance(item, Attempt):
-            return self._taken([item])
-        return self._taken(self._batch(item))
+            attempt = self._lone.popleft()
+            self._queue_of(attempt.served).running += 1
+            return self._taken([attempt])
+        queue = self._startable()
+        assert queue is not None
+        first, second = self._turn
+        self._turn = (second, first)
+        queue.running += 1
+        item = queue.ready.popleft()
+        return self._taken([item] if isinstance(item, Attempt) else self._batch(item))
 
     def _batch(self, lane: Lane) -> Group:
         count = min(lane.size, len(lane.waiting), self._commands_max - self.running)
@@ -186,7 +223,7 @@ class Scheduler:
     def _queue(self, lane: Lane) -> None:
         if lane.waiting and not lane.queued and lane.running < LANE_BATCHES_MAX:
             lane.queued = True
-            self._ready.append(lane)
+            self._queue_of(lane.served).ready.append(lane)
 
     def _taken(self, group: Group) -> Group:
         self.waiting -= len(group)

@@ -167,9 +167,9 @@ async def _nothing() -> None:
 
 def fence() -> Served:
     """Return what serves every fence: the barrier alone, no handler."""
-    activity = Participant("fence", start_to_close=None).activity(_nothing)
-    assert activity.handler is not None
-    return Served(activity, Direction.FENCE.value, activity.handler, inf)
+    activity = Participant("fence", start_to_close=None).contract("fence", type(None), type(None))
+    handler = Handler(_nothing, None, None, None, None)
+    return Served(activity, Direction.FENCE.value, handler, inf)
 
 
 Table = dict[tuple[str, str], Served]

@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
+from math import inf
 from typing import Final
 
 from saga.brokers.base import Broker, Channel, Consumer
@@ -30,7 +31,7 @@ from saga.participant.settling import Settling
 from saga.participant.stateless import StatelessRuns
 from saga.participant.switch import Watch
 from saga.participant.undo import UndoRuns
-from saga.storage.base import ParticipantStore
+from saga.storage.base import ParkingStore, ParticipantStore
 
 PREFETCH: Final = 256
 WAITING_MAX: Final = 1024
@@ -43,7 +44,8 @@ log = logging.getLogger("saga.participant")
 class ParticipantService:
     """Serves every activity of its participants that has a handler here.
 
-    `store` is None for a participant without a database. `concurrency` bounds running commands; it is raised to two
+    `store` is None for a participant without a database; without `parking` refused messages go to the parking
+    channels. `concurrency` bounds running commands; it is raised to two
     batches of the largest batch handler. `prefetch` counts messages per queue. `counts` tells what happened, by name.
     Raises at construction what `serve` raises: DefinitionError, DuplicateActivity, MissingCapability.
     """
@@ -53,7 +55,7 @@ class ParticipantService:
         participants: Sequence[Participant],
         broker: Broker,
         store: ParticipantStore | None,
-        parking: Parking,
+        parking: ParkingStore | None,
         *,
         namespace: str,
         clock: Clock,
@@ -63,6 +65,7 @@ class ParticipantService:
         prefetch: int = PREFETCH,
     ) -> None:
         self.counts: Counter[str] = Counter()
+        kept = Parking(parking, broker, clock=clock, ids=ids)
         self._broker = broker
         self._clock = clock
         self._spawner = spawner
@@ -80,9 +83,9 @@ class ParticipantService:
             broker, clock=clock, ids=ids, spawner=spawner, settled=self._settled, counts=self.counts
         )
         self._scheduler = Scheduler(
-            self._run,
             commands_max=commands_max,
             waiting_max=max(WAITING_MAX, 4 * commands_max),
+            transactions_max=inf if store is None else store.transactions_max,
             clock=clock,
             spawner=spawner,
         )
@@ -90,14 +93,14 @@ class ParticipantService:
             namespace=namespace,
             stateless=store is None,
             fence=fence(),
-            parking=parking,
+            parking=kept,
             add=self._scheduler.add,
             answer=self._replies.send,
             clock=clock,
             spawner=spawner,
             counts=self.counts,
         )
-        self._runner = self._make_runner(store, parking, ids)
+        self._scheduler.runs(self._make_runner(store, kept, ids).run)
         self._consumers: list[Consumer] = []
         self._receiving: list[asyncio.Task[None]] = []
         self._stopping: asyncio.Task[None] | None = None
@@ -123,9 +126,6 @@ class ParticipantService:
             forget=self._settled,
             counts=counts,
         )
-
-    async def _run(self, group: list[Attempt]) -> None:
-        await self._runner.run(group)
 
     def _settled(self, attempt: Attempt) -> None:
         self._intake.settled(attempt)
@@ -183,24 +183,28 @@ class ParticipantService:
 
     async def _supervise(self, name: str, table: Table, consumer: Consumer) -> None:
         """Receive until stopped; a fault of one pass is logged, and the next begins after a pause."""
-        while not self._draining:
-            if not await self._survived(table, consumer):
-                log.error("receiving from %s failed and goes on after a pause", name)
-                await self._clock.sleep(1.0)
+        ended = False
+        while not ended and not self._draining:
+            ended = await self._survived(name, table, consumer)
 
-    async def _survived(self, table: Table, consumer: Consumer) -> bool:
+    async def _survived(self, name: str, table: Table, consumer: Consumer) -> bool:
         try:
-            await self._receive(table, consumer)
-            return True
+            return not await self._receive(table, consumer)
         except Exception as error:
-            log.error("receiving failed with %s", type(error).__name__)
+            log.error("receiving from %s failed with %s and goes on", name, type(error).__name__)
+            await self._clock.sleep(1.0)
             return False
 
-    async def _receive(self, table: Table, consumer: Consumer) -> None:
-        """Take deliveries in while there is room: commands that wait are bounded, replies on their way are not (P33)."""
-        for delivery in await consumer.receive():
+    async def _receive(self, table: Table, consumer: Consumer) -> bool:
+        """Take deliveries in while there is room; False once there will be no more.
+
+        Commands that wait are bounded, replies on their way are not: receiving never waits for publishing (P33).
+        """
+        deliveries = await consumer.receive()
+        for delivery in deliveries:
             await self._scheduler.room()
             if self._draining:
-                return
+                return False
             self._intake.take(table, consumer, delivery)
             self._scheduler.wake()
+        return bool(deliveries)

@@ -171,8 +171,8 @@ class Changes:
     """Incidents to close: run id and step."""
     stale: list[StaleRow] = field(default_factory=list)
     pending: list[PendingRow] = field(default_factory=list)
-    taken: list[int] = field(default_factory=list)
-    """Pending replies that were applied, by id."""
+    taken: list[tuple[UUID, int]] = field(default_factory=list)
+    """Pending replies that were applied: run id and id."""
     audit: list[AuditRow] = field(default_factory=list)
 
 
@@ -188,15 +188,25 @@ class Work(Protocol):
         ...
 
 
+class Advanced(NamedTuple):
+    """What a batch came to."""
+
+    rows: Sequence[StoredRow]
+    """The outbox rows written."""
+    lost: Collection[UUID]
+    """Instances that another process moved meanwhile: nothing of them was written, decide again."""
+
+
 class CoordinatorStore(Protocol):
     """What the coordinator needs."""
 
     async def advance(
         self, run_ids: Collection[UUID], work: Work, confirmed: Collection[int], session: Any = None
-    ) -> Sequence[StoredRow]:
-        """Load and lock the instances in id order, let `work` decide, write, and delete confirmed outbox rows.
+    ) -> Advanced:
+        """Load the instances, let `work` decide, then write in one transaction and delete confirmed outbox rows.
 
-        Returns the outbox rows written; with `session`, all of it is part of the caller's transaction. The number of statements does not grow with the batch (K-05).
+        Every row is written only if its version is still the one that was loaded, and rows are locked in id order
+        first (P1, PG-8). With `session`, all of it is part of the caller's transaction. The number of statements does not grow with the batch (K-05).
         """
         ...
 

@@ -1,4 +1,4 @@
-"""`saga coordinator | participant`: finds the app, stops gracefully once, at once the second time, never with a traceback."""
+"""`saga coordinator | participant`: finds the app, stops gracefully at one signal and at once at the second."""
 
 from __future__ import annotations
 
@@ -64,11 +64,14 @@ polite, deaf, misfit, number = Polite(), Deaf(), Misfit(), 7
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> Path:
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A directory with the module `shop_apps`, which is found because processes start in it."""
     (tmp_path / "shop_apps.py").write_text(APPS)
     (tmp_path / "shop_broken.py").write_text("import a_package_that_is_not_there\n")
-    return tmp_path
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield tmp_path
+    for name in ("shop_apps", "shop_broken"):
+        sys.modules.pop(name, None)
 
 
 @contextmanager

@@ -588,7 +588,7 @@ class SettlesAfterClose(Weak):
         def ack(self, deliveries: Sequence[Delivery]) -> None:
             super().ack(deliveries)
             for delivery in deliveries:
-                stored = self._known.get(delivery.token[1:])  # type: ignore[index]
+                stored: Any = self._known.get(delivery.token[1:])  # type: ignore[index]
                 if self._stopped and stored in self._queue.ready:
                     self._queue.ready.remove(stored)
 

@@ -20,6 +20,7 @@ from saga.engine.events import (
     FenceFoundEffect,
     TimerFired,
 )
+from saga.engine.model import Redrive
 from saga.engine.state import CLOSED, CauseKind
 from saga.messages import Direction
 from saga.retry import RetryPolicy
@@ -59,6 +60,7 @@ sagas = st.builds(
     retry=st.sampled_from(POLICIES),
     undo_retry=st.sampled_from(UNDO_POLICIES),
     start_to_close_ms=st.sampled_from([None, 1_000, 30_000, 600_000]),
+    redrive=st.sampled_from([Redrive(), Redrive(first_ms=200, max_ms=2_000)]),
 )
 acts: st.SearchStrategy[Act] = st.one_of(
     st.sampled_from([("done",), ("done",), ("refused",), ("had run",), ("cancel",)]),
@@ -103,7 +105,9 @@ def play(run: SagaRun, script: list[Act]) -> SagaRun:
 @pytest.mark.feature("E-05")
 @settings(max_examples=400, deadline=None)
 @given(sagas, scripts)
-def test_nothing_forbidden_happens_whatever_comes_in_whatever_order(definition: Any, script: list[Act]) -> None:
+def test_nothing_forbidden_happens_whatever_comes_in_whatever_order(
+    definition: Any, script: list[Act]
+) -> None:
     """The rules are in `SagaRun._check`; they are looked at after every event."""
     play(SagaRun(definition), script)
 

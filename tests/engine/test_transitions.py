@@ -166,7 +166,9 @@ def test_every_kind_of_answer_can_answer_some_command() -> None:
     assert frozenset[type[Answer]]().union(*ANSWERS.values()) == answers
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.status}-{row.event.__name__}-{row.given.__name__}")
+@pytest.mark.parametrize(
+    "row", ROWS, ids=lambda row: f"{row.status}-{row.event.__name__}-{row.given.__name__}"
+)
 def test_row(row: Row) -> None:
     run = row.given()
     if row.event is TimerFired and run.due_ms is not None:
@@ -192,7 +194,10 @@ def _event(event: type[Event], run: SagaRun) -> Event:
     known: dict[str, Any] = {"at_ms": run.now_ms}
     if issubclass(event, Answer):
         waiting = run.state.outstanding
-        known |= {"command_id": waiting.command_id if waiting else "gone", "attempt": waiting.attempt if waiting else 1}
+        known |= {
+            "command_id": waiting.command_id if waiting else "gone",
+            "attempt": waiting.attempt if waiting else 1,
+        }
     if event in (ActivityRefused, CompensationRefused):
         known["code"] = "no"
     if event in (ActivityFailed, CompensationFailed):
@@ -202,7 +207,10 @@ def _event(event: type[Event], run: SagaRun) -> Event:
 
 @pytest.mark.parametrize("status", sorted(CLOSED))
 def test_nothing_moves_a_closed_saga(status: Status) -> None:
-    assert {move.__name__ for (each, _), move in TRANSITIONS.items() if each is status} == {"ignore", "record_stale"}
+    assert {move.__name__ for (each, _), move in TRANSITIONS.items() if each is status} == {
+        "ignore",
+        "record_stale",
+    }
 
 
 def test_a_cancel_past_the_pivot_is_refused_and_changes_nothing() -> None:
@@ -217,7 +225,9 @@ def test_a_cancel_past_the_pivot_is_refused_and_changes_nothing() -> None:
     assert run.state is before
 
 
-@pytest.mark.parametrize("answer", [CompensationCompleted, CompensationRefused, CompensationFailed, FenceFoundEffect])
+@pytest.mark.parametrize(
+    "answer", [CompensationCompleted, CompensationRefused, CompensationFailed, FenceFoundEffect]
+)
 def test_an_answer_of_another_direction_is_stale_even_under_the_right_id(answer: type[Event]) -> None:
     """P6: a participant that answers a forward command as if it were an undo moves nothing."""
     run = first_step()

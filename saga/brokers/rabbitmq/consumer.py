@@ -100,7 +100,7 @@ class RabbitMQConsumer(ChannelEvents):
             except ChannelLost as error:
                 failures += 1
                 self._refuse_first(error)
-                log.info("rabbitmq consumer of %s lost its channel: %s", self.queue, error)
+                log.info("rabbitmq consumer of %s lost its channel (code %d)", self.queue, error.reply_code)
             if self._channel is not None:
                 # Closing gives unsettled deliveries back. Their late acks meet another channel and do nothing.
                 await self._channel.close()

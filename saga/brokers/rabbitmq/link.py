@@ -243,11 +243,11 @@ class Keeper:
                 probing.cancel()
         except (ConnectionLost, ChannelLost) as error:
             self.last_error = str(error)
-            log.info("rabbitmq %s connection failed: %s", self.name, error)
+            log.info("rabbitmq %s connection failed: %s", self.name, self.last_error)
         except Exception as error:
             # this is the supervisor: it must outlive what it does not know
             self.last_error = type(error).__name__
-            log.exception("rabbitmq %s connection failed", self.name)
+            log.error("rabbitmq %s connection failed with %s", self.name, self.last_error)
         finally:
             self.up.clear()
             self._link = None

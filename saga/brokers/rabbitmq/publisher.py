@@ -182,9 +182,10 @@ class Publisher(ChannelEvents):
     def _drop_if_late(self, now: float) -> None:
         """RMQ-8. Only if nothing at all was confirmed meanwhile: one slow queue is no reason to cut the others."""
         late = now - self._options.late_seconds
-        if self._link is not None and self._progress <= late and self._sent:
-            if next(iter(self._sent.values())).since <= late:
-                self._link.drop(f"no confirm for {self._options.late_seconds:g} s")
+        if self._link is None or not self._sent or self._progress > late:
+            return
+        if next(iter(self._sent.values())).since <= late:
+            self._link.drop(f"no confirm for {self._options.late_seconds:g} s")
 
     def close(self) -> None:
         """Whatever has no outcome is unknown now."""

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, select, tuple_
 from saga.errors import WrongDatabase
 from saga.failpoints import failpoint
 from saga.storage.base import (
+    Advanced,
     Changes,
     Closed,
     Described,
@@ -25,7 +26,7 @@ from saga.storage.base import (
 from saga.storage.sqlalchemy import tables as t
 from saga.storage.sqlalchemy.database import Database
 from saga.storage.sqlalchemy.postgresql import PostgreSQLStatements
-from saga.storage.sqlalchemy.statements import Statements
+from saga.storage.sqlalchemy.statements import Statements, has_rare
 
 
 def statements_for(database: Database, namespace: str) -> Statements:
@@ -44,25 +45,53 @@ class SqlCoordinatorStore:
 
     async def advance(
         self, run_ids: Collection[UUID], work: Work, confirmed: Collection[int], session: Any = None
-    ) -> Sequence[StoredRow]:
-        def transaction(connection: Connection) -> Sequence[StoredRow]:
-            loaded: Mapping[UUID, Loaded] = self._sql.load(connection, run_ids) if run_ids else {}
-            wanted = work.decide(loaded)
-            failpoint("C6")  # locked and decided, nothing written: a crash here leaves no trace
-            values = self._sql.read_values(connection, wanted) if wanted else {}
-            return self._sql.write(connection, work.changes(values), confirmed)
-
+    ) -> Advanced:
         if session is not None:
-            rows: Sequence[StoredRow] = await session.run_sync(lambda sync: transaction(sync.connection()))
-            return rows
-        return await self._database.run(transaction, lost_commit="C7")
+            advanced: Advanced = await session.run_sync(
+                lambda sync: self._advance(sync.connection(), run_ids, work, confirmed)
+            )
+            return advanced
+        if not self._sql.writes_at_once:
+            return await self._database.run(
+                lambda connection: self._advance(connection, run_ids, work, confirmed), lost_commit="C7"
+            )
+        # Two round trips instead of four: the versions make it safe to decide on rows that are not locked yet.
+        loaded = await self._database.run(lambda connection: self._sql.load(connection, run_ids), single=True)
+        wanted = work.decide(loaded)
+        values = await self._read_values(wanted) if wanted else {}
+        changes = work.changes(values)
+        failpoint("C6")  # decided, nothing written: a crash here leaves no trace
+        return await self._database.run(
+            lambda connection: self._sql.write(connection, changes, confirmed),
+            lost_commit="C7",
+            single=not has_rare(changes),
+        )
+
+    def _advance(
+        self, connection: Connection, run_ids: Collection[UUID], work: Work, confirmed: Collection[int]
+    ) -> Advanced:
+        loaded: Mapping[UUID, Loaded] = self._sql.load(connection, run_ids, lock=True) if run_ids else {}
+        wanted = work.decide(loaded)
+        values = self._sql.read_values(connection, wanted) if wanted else {}
+        changes = work.changes(values)
+        failpoint("C6")
+        return self._sql.write(connection, changes, confirmed)
+
+    async def _read_values(self, keys: Collection[ValueKey]) -> Mapping[ValueKey, bytes]:
+        return await self._database.run(
+            lambda connection: self._sql.read_values(connection, keys), single=True
+        )
 
     async def read_due(self, limit: int, served: Collection[tuple[str, int]]) -> Sequence[UUID]:
-        return await self._database.run(lambda connection: self._sql.read_due(connection, limit, served))
+        return await self._database.run(
+            lambda connection: self._sql.read_due(connection, limit, served), single=True
+        )
 
     async def read_open(self, above: UUID | None, limit: int) -> Sequence[UUID]:
         i = t.instance.c
-        query = select(i.run_id).where(i.namespace == self._namespace, i.closed_at.is_(None)).order_by(i.run_id)
+        query = (
+            select(i.run_id).where(i.namespace == self._namespace, i.closed_at.is_(None)).order_by(i.run_id)
+        )
         if above is not None:
             query = query.where(i.run_id > above)
         return await self._database.run(
@@ -105,9 +134,7 @@ class SqlCoordinatorStore:
                 )
             }
             return [
-                name
-                for name, version, fingerprint, _ in definitions
-                if known[name, version] != fingerprint
+                name for name, version, fingerprint, _ in definitions if known[name, version] != fingerprint
             ]
 
         return await self._database.run(transaction)
@@ -129,7 +156,8 @@ class SqlClientStore:
             failpoint("C2")
             return started
 
-        started = await self._database.run(transaction, lost_commit="C3")
+        # one statement on PostgreSQL unless an id is known already; then the second one only reads
+        started = await self._database.run(transaction, lost_commit="C3", single=True)
         failpoint("C4")
         return started
 
@@ -173,7 +201,9 @@ class SqlClientStore:
         query = select(i.run_id, i.status, i.result, i.state).where(
             i.namespace == self._namespace, i.run_id.in_(list(run_ids)), i.closed_at.is_not(None)
         )
-        return await self._database.run(lambda connection: [Closed(*row) for row in connection.execute(query)])
+        return await self._database.run(
+            lambda connection: [Closed(*row) for row in connection.execute(query)], single=True
+        )
 
     async def read_values(self, keys: Collection[ValueKey]) -> Mapping[ValueKey, bytes]:
         return await self._database.run(lambda connection: self._sql.read_values(connection, keys))

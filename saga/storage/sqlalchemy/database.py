@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from contextlib import nullcontext
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, event, make_url
@@ -87,10 +88,15 @@ class Database:
         self.spawner = spawner
         # P36: writers of one process queue here, first come first served, not on SQLite's busy timeout
         self.writer = asyncio.Lock() if self.dialect == "sqlite" else None
+        self._turn = asyncio.Lock() if self.dialect == "sqlite" else None
         self.engine = (
             self._sqlite_engine(pool_size)
             if self.writer
             else self._postgresql_engine(pool_size, idle_in_transaction_seconds)
+        )
+        # shares the pool; on SQLite every statement needs the writer's turn, so there it would save nothing
+        self._autocommit = (
+            None if self.writer else self.engine.execution_options(isolation_level="AUTOCOMMIT")
         )
 
     def _sqlite_engine(self, pool_size: int) -> AsyncEngine:
@@ -132,18 +138,19 @@ class Database:
         )
 
     async def run(
-        self, function: Callable[[Connection], T], *, lost_commit: str = "", read_only: bool = False
+        self, function: Callable[[Connection], T], *, lost_commit: str = "", single: bool = False
     ) -> T:
         """Return what `function` returned, after its transaction committed.
 
         At most 10 s in all: 5 tries with jittered pauses, as far as the time goes. `lost_commit` names the crash point
-        at which a test takes the answer to COMMIT away. Raises StorageUnavailable (connection), StorageBusy (locks),
+        at which a test takes the answer to COMMIT away. `single` says that `function` is one statement, which is a
+        transaction by itself where the server takes it without BEGIN: two round trips less. Raises StorageUnavailable (connection), StorageBusy (locks),
         ConfigurationError (refused log-in); what `function` raises for itself comes through after a rollback.
         """
         deadline = self.clock.monotonic() + TRANSACTION_SECONDS
 
         async def attempt() -> T:
-            return await self._try(function, lost_commit, deadline - self.clock.monotonic())
+            return await self._try(function, lost_commit, single, deadline - self.clock.monotonic())
 
         try:
             return await attempt()
@@ -179,17 +186,21 @@ class Database:
                     _raise_refusal(error)
                     raise
 
-    async def _try(self, function: Callable[[Connection], T], lost_commit: str, seconds: float) -> T:
-        task = self.spawner.spawn(self._settle(function, lost_commit), name="saga-transaction")
+    async def _try(
+        self, function: Callable[[Connection], T], lost_commit: str, single: bool, seconds: float
+    ) -> T:
+        task = self.spawner.spawn(self._settle(function, lost_commit, single), name="saga-transaction")
         done, _ = await asyncio.wait({task}, timeout=max(seconds, 0.0))
         if not done:
             raise TimeoutError("transaction")
         return task.result()()
 
-    async def _settle(self, function: Callable[[Connection], T], lost_commit: str) -> Callable[[], T]:
+    async def _settle(
+        self, function: Callable[[Connection], T], lost_commit: str, single: bool
+    ) -> Callable[[], T]:
         """Return how it ended, as a function: a failed try is for its waiter to report, not for the spawner."""
         try:
-            result = await self._transaction(function, lost_commit)
+            result = await self._transaction(function, lost_commit, single)
         except Exception as error:
             failure = error
 
@@ -199,9 +210,12 @@ class Database:
             return raise_failure
         return lambda: result
 
-    async def _transaction(self, function: Callable[[Connection], T], lost_commit: str) -> T:
-        async with self.engine.connect() as connection:
-            result = await connection.run_sync(_begin_and_commit, function)
+    async def _transaction(self, function: Callable[[Connection], T], lost_commit: str, single: bool) -> T:
+        alone = single and self._autocommit is not None
+        engine = self._autocommit if alone and self._autocommit is not None else self.engine
+        # P36: the turn comes before the pool, whose connections are opened and handed out in any order
+        async with self._turn or nullcontext(), engine.connect() as connection:
+            result = await connection.run_sync(_run_single if alone else _begin_and_commit, function)
         if lost_commit:
             failpoint(lost_commit)
         return result
@@ -210,6 +224,15 @@ class Database:
         """Close the pool. Bounded; a connection that does not close is abandoned."""
         task = self.spawner.spawn(self.engine.dispose(), name="saga-dispose")
         await asyncio.wait({task}, timeout=STATEMENT_SECONDS)
+
+
+def _run_single(connection: Connection, function: Callable[[Connection], T]) -> T:
+    try:
+        return function(connection)
+    except BaseException as error:
+        if classify(error) is Failure.LOST:
+            connection.invalidate()
+        raise
 
 
 def _begin_and_commit(connection: Connection, function: Callable[[Connection], T]) -> T:

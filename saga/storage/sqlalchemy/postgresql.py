@@ -13,8 +13,8 @@ from uuid import UUID
 from sqlalchemy import Connection, Insert, Table, func, select, text
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 
-from saga.storage.base import Changes, HistoryRow, Loaded, OutboxRow, StoredRow, ValueKey, ValueRow
-from saga.storage.sqlalchemy.statements import Fenced, Statements
+from saga.storage.base import Advanced, Changes, HistoryRow, Loaded, OutboxRow, StoredRow, ValueKey, ValueRow
+from saga.storage.sqlalchemy.statements import Statements, has_rare, without
 
 LOAD: Final = text("""
 SELECT run_id, saga, saga_version, saga_id, version, state, input,
@@ -22,6 +22,10 @@ SELECT run_id, saga, saga_version, saga_id, version, state, input,
        CAST(EXTRACT(EPOCH FROM wakeup_at - created_at) * 1000 AS bigint)
   FROM saga_instance
  WHERE namespace = :namespace AND run_id = ANY(CAST(:run_ids AS uuid[]))
+""")
+
+LOCK: Final = text("""
+SELECT 1 FROM saga_instance WHERE namespace = :namespace AND run_id = ANY(CAST(:run_ids AS uuid[]))
  ORDER BY run_id FOR NO KEY UPDATE
 """)
 
@@ -61,22 +65,32 @@ DELETE FROM saga_outbox WHERE id IN (
   SELECT id FROM saga_outbox WHERE id = ANY(CAST(:confirmed AS bigint[])) ORDER BY id FOR UPDATE SKIP LOCKED)
 """
 
+# Rows are locked in id order before any is changed, so that batches which overlap never deadlock (PG-8). A row that
+# was locked by another writer is read again once he is done, so `version` is the newest: a loser changes nothing, and
+# nothing else of it is written, because all else joins the rows that moved.
 WRITE: Final = text(f"""
-WITH moved AS (
+WITH u AS MATERIALIZED (
+  SELECT * FROM unnest(CAST(:run_ids AS uuid[]), CAST(:expected AS int[]), CAST(:versions AS int[]),
+                       CAST(:statuses AS text[]), CAST(:states AS text[]), CAST(:wakeups AS bigint[]),
+                       CAST(:results AS bytea[]))
+         AS u(run_id, expected, version, status, state, wakeup_ms, result)),
+locked AS MATERIALIZED (
+  SELECT i.run_id, i.version FROM saga_instance i
+   WHERE i.namespace = :namespace AND i.run_id = ANY(CAST(:run_ids AS uuid[]))
+   ORDER BY i.run_id FOR NO KEY UPDATE),
+moved AS (
   UPDATE saga_instance i
      SET version = u.version, status = u.status, state = u.state, result = u.result,
          wakeup_at = i.created_at + u.wakeup_ms * interval '1 millisecond',
          closed_at = CASE WHEN u.wakeup_ms IS NULL THEN statement_timestamp() END
-    FROM unnest(CAST(:run_ids AS uuid[]), CAST(:expected AS int[]), CAST(:versions AS int[]), CAST(:statuses AS text[]),
-                CAST(:states AS text[]), CAST(:wakeups AS bigint[]), CAST(:results AS bytea[]))
-         AS u(run_id, expected, version, status, state, wakeup_ms, result)
-   WHERE i.namespace = :namespace AND i.run_id = u.run_id AND i.version = u.expected
-  RETURNING 1),
-h AS ({_HISTORY}),
-v AS ({_VALUES}),
+    FROM u JOIN locked ON locked.run_id = u.run_id AND locked.version = u.expected
+   WHERE i.namespace = :namespace AND i.run_id = u.run_id
+  RETURNING i.run_id),
+h AS ({_HISTORY} JOIN moved USING (run_id)),
+v AS ({_VALUES} JOIN moved USING (run_id)),
 d AS ({DELETE}),
-o AS ({_OUTBOX} RETURNING id, message_id)
-SELECT (SELECT count(*) FROM moved), (SELECT array_agg(id) FROM o), (SELECT array_agg(message_id) FROM o)
+o AS ({_OUTBOX} JOIN moved ON moved.run_id = CAST(o.ordering_key AS uuid) RETURNING id, message_id)
+SELECT (SELECT array_agg(run_id) FROM moved), (SELECT array_agg(id) FROM o), (SELECT array_agg(message_id) FROM o)
 """)  # lint: allow SQL because the parts are constants of this module
 
 START: Final = text(f"""
@@ -131,8 +145,13 @@ class PostgreSQLStatements(Statements):
     def insert_ignore(self, table: Table) -> Insert:
         return postgresql_insert(table).on_conflict_do_nothing()
 
-    def load(self, connection: Connection, run_ids: Collection[UUID]) -> dict[UUID, Loaded]:
-        rows = connection.execute(LOAD, {"namespace": self.namespace, "run_ids": list(run_ids)})
+    def load(
+        self, connection: Connection, run_ids: Collection[UUID], *, lock: bool = False
+    ) -> dict[UUID, Loaded]:
+        parameters = {"namespace": self.namespace, "run_ids": list(run_ids)}
+        if lock:
+            connection.execute(LOCK, parameters)
+        rows = connection.execute(LOAD, parameters)
         return {row[0]: Loaded._make(row) for row in rows}
 
     def read_values(self, connection: Connection, keys: Collection[ValueKey]) -> dict[ValueKey, bytes]:
@@ -142,15 +161,18 @@ class PostgreSQLStatements(Statements):
         rows = connection.execute(VALUES, {"namespace": self.namespace, **columns(keys, names)})
         return {ValueKey._make(row[:5]): row[5] for row in rows}
 
-    def write(self, connection: Connection, changes: Changes, confirmed: Collection[int]) -> Sequence[StoredRow]:
+    writes_at_once = True
+
+    def write(self, connection: Connection, changes: Changes, confirmed: Collection[int]) -> Advanced:
         names = ("run_ids", "expected", "versions", "statuses", "states", "wakeups", "results")
-        parameters = columns(changes.moved, names) | self._appended(changes) | {"confirmed": sorted(confirmed)}
+        parameters = (
+            columns(changes.moved, names) | self._appended(changes) | {"confirmed": sorted(confirmed)}
+        )
         moved, ids, message_ids = connection.execute(WRITE, parameters).one()
-        if moved != len(changes.moved):
-            raise Fenced
-        if _has_rare(changes):
-            self.write_rare(connection, changes, self.now(connection))
-        return _stored(changes.outbox, ids, message_ids)
+        lost = {row.run_id for row in changes.moved}.difference(moved or ())
+        if has_rare(changes):
+            self.write_rare(connection, without(changes, lost) if lost else changes, self.now(connection))
+        return Advanced(_stored(changes.outbox, ids, message_ids), lost)
 
     def start(self, connection: Connection, changes: Changes) -> tuple[frozenset[UUID], Sequence[StoredRow]]:
         names = (
@@ -204,7 +226,9 @@ def _outbox(rows: Sequence[OutboxRow]) -> dict[str, list[Any]]:
     return columns(rows, ("o_message_ids", "o_parts", "o_channels", "o_keys", "o_bodies"))
 
 
-def _stored(rows: Sequence[OutboxRow], ids: list[int] | None, message_ids: list[UUID] | None) -> list[StoredRow]:
+def _stored(
+    rows: Sequence[OutboxRow], ids: list[int] | None, message_ids: list[UUID] | None
+) -> list[StoredRow]:
     """Pair rows with their ids, in the order in which they were given; rows left out are left out."""
     by_message = dict(zip(message_ids or (), ids or (), strict=True))
     return [
@@ -212,15 +236,3 @@ def _stored(rows: Sequence[OutboxRow], ids: list[int] | None, message_ids: list[
         for row in rows
         if row.message_id in by_message
     ]
-
-
-def _has_rare(changes: Changes) -> bool:
-    return bool(
-        changes.woken
-        or changes.incidents
-        or changes.resolved
-        or changes.stale
-        or changes.pending
-        or changes.taken
-        or changes.audit
-    )

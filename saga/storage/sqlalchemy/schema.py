@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
@@ -194,7 +194,7 @@ def _options(**more: Any) -> dict[str, Any]:
         if not _known().issuperset(current):
             return []  # a later release was here; what it did is not ours to undo
         # Alembic's public way to this is `command.upgrade`, which installs one proxy per process; see migrations.
-        return scripts._upgrade_revs(_HEAD, current)  # pyright: ignore[reportPrivateUsage]
+        return scripts._upgrade_revs(_HEAD, cast(Any, current))  # pyright: ignore[reportPrivateUsage]
 
     return {"fn": steps, "script": scripts, "version_table": VERSION_TABLE, **more}
 

@@ -16,6 +16,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from saga.clock import Clock
 from saga.storage.base import (
+    Advanced,
     Changes,
     HistoryRow,
     IncidentRow,
@@ -52,12 +53,22 @@ class Statements:
 
     # --- loading ------------------------------------------------------------------------------
 
-    def load(self, connection: Connection, run_ids: Collection[UUID]) -> dict[UUID, Loaded]:
-        """Load instances and lock them in id order (PG-8)."""
+    def load(
+        self, connection: Connection, run_ids: Collection[UUID], *, lock: bool = False
+    ) -> dict[UUID, Loaded]:
+        """Load instances; `lock` takes them in id order (PG-8)."""
         i = t.instance.c
         rows = connection.execute(
             select(
-                i.run_id, i.saga, i.saga_version, i.saga_id, i.version, i.state, i.input, i.created_at, i.wakeup_at
+                i.run_id,
+                i.saga,
+                i.saga_version,
+                i.saga_id,
+                i.version,
+                i.state,
+                i.input,
+                i.created_at,
+                i.wakeup_at,
             )
             .where(i.namespace == self.namespace, i.run_id.in_(sorted(run_ids)))
             .order_by(i.run_id)
@@ -90,17 +101,18 @@ class Statements:
 
     # --- writing ------------------------------------------------------------------------------
 
-    def write(
-        self, connection: Connection, changes: Changes, confirmed: Collection[int]
-    ) -> Sequence[StoredRow]:
-        """Write a batch of transitions and delete confirmed outbox rows; return the outbox rows written."""
+    writes_at_once = False
+    """Whether `write` checks versions and writes in one statement, so that rows need not be locked when loaded."""
+
+    def write(self, connection: Connection, changes: Changes, confirmed: Collection[int]) -> Advanced:
+        """Write a batch of transitions and delete confirmed outbox rows."""
         now = self.now(connection)
         self._move(connection, changes.moved, now)
         stored = self._append(connection, changes.outbox, now)
         self._record(connection, changes.history, changes.values, now)
         self.delete_outbox(connection, confirmed)
         self.write_rare(connection, changes, now)
-        return stored
+        return Advanced(stored, ())
 
     def _move(self, connection: Connection, moved: Sequence[MovedRow], now: datetime) -> None:
         if not moved:
@@ -167,7 +179,8 @@ class Statements:
         """Delete rows by id, in id order."""
         if ids:
             connection.execute(
-                delete(t.outbox).where(t.outbox.c.id == bindparam("b_id")), [{"b_id": id_} for id_ in sorted(ids)]
+                delete(t.outbox).where(t.outbox.c.id == bindparam("b_id")),
+                [{"b_id": id_} for id_ in sorted(ids)],
             )
 
     def write_rare(self, connection: Connection, changes: Changes, now: datetime) -> None:
@@ -185,13 +198,17 @@ class Statements:
                 )
                 .values(resolved_at=now)
             )
-        self._insert(connection, t.stale_reply, [{**row._asdict(), "received_at": now} for row in changes.stale])
-        self._insert(connection, t.pending_reply, [{**row._asdict(), "received_at": now} for row in changes.pending])
+        self._insert(
+            connection, t.stale_reply, [{**row._asdict(), "received_at": now} for row in changes.stale]
+        )
+        self._insert(
+            connection, t.pending_reply, [{**row._asdict(), "received_at": now} for row in changes.pending]
+        )
         self._insert(connection, t.audit, [{**row._asdict(), "at": now} for row in changes.audit])
         if changes.taken:
             connection.execute(
                 delete(t.pending_reply).where(t.pending_reply.c.id == bindparam("b_id")),
-                [{"b_id": id_} for id_ in sorted(changes.taken)],
+                [{"b_id": id_} for _, id_ in sorted(changes.taken)],
             )
 
     def _wake(self, connection: Connection, woken: Sequence[tuple[UUID, int]]) -> None:
@@ -236,9 +253,7 @@ class Statements:
 
     # --- starting -----------------------------------------------------------------------------
 
-    def start(
-        self, connection: Connection, changes: Changes
-    ) -> tuple[frozenset[UUID], Sequence[StoredRow]]:
+    def start(self, connection: Connection, changes: Changes) -> tuple[frozenset[UUID], Sequence[StoredRow]]:
         """Insert new instances with their history, values and commands, leaving out ids that are known.
 
         P31: a run id that is there already is this same start, run again, and counts as inserted.
@@ -323,4 +338,30 @@ def only(changes: Changes, run_ids: Collection[UUID]) -> Changes:
         history=[row for row in changes.history if row.run_id in run_ids],
         values=[row for row in changes.values if row.key.run_id in run_ids],
         outbox=[row for row in changes.outbox if row.ordering_key in texts],
+    )
+
+
+def without(changes: Changes, run_ids: Collection[UUID]) -> Changes:
+    """Return what is rarely written, without the rows of these runs."""
+    return Changes(
+        woken=[row for row in changes.woken if row[0] not in run_ids],
+        incidents=[row for row in changes.incidents if row.run_id not in run_ids],
+        resolved=[row for row in changes.resolved if row[0] not in run_ids],
+        stale=[row for row in changes.stale if row.run_id not in run_ids],
+        pending=[row for row in changes.pending if row.run_id not in run_ids],
+        taken=[row for row in changes.taken if row[0] not in run_ids],
+        audit=[row for row in changes.audit if row.run_id not in run_ids],
+    )
+
+
+def has_rare(changes: Changes) -> bool:
+    """Return whether `write_rare` has anything to write."""
+    return bool(
+        changes.woken
+        or changes.incidents
+        or changes.resolved
+        or changes.stale
+        or changes.pending
+        or changes.taken
+        or changes.audit
     )

@@ -119,7 +119,12 @@ pending_reply = Table(
     Column("received_at", instant(), nullable=False),
     sqlite_autoincrement=True,
 )
-Index("ix_saga_pending_reply_saga", pending_reply.c.namespace, pending_reply.c.saga, pending_reply.c.saga_version)
+Index(
+    "ix_saga_pending_reply_saga",
+    pending_reply.c.namespace,
+    pending_reply.c.saga,
+    pending_reply.c.saga_version,
+)
 
 stale_reply = Table(
     "saga_stale_reply",
@@ -274,4 +279,3 @@ lone_run = Table(
     Column("last_run_at", instant(), nullable=False),
     PrimaryKeyConstraint("namespace", "command_id"),
 )
-

@@ -1,0 +1,1 @@
+"""Benchmarks: what a saga costs, beside the naive form in the same run. `python -m benchmarks --help`."""

@@ -1,0 +1,127 @@
+"""Reads the banks' books as an auditor would: plain SQL, a connection of its own, one snapshot, none of our library.
+
+Money is conserved if the balances, plus what was withdrawn and neither deposited nor refunded, give the same total in
+every snapshot. What is on its way counts once per transfer: a transfer that was withdrawn twice is money lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+ACCOUNTS = "SELECT id, balance FROM {schema}account ORDER BY id"
+LEDGER = "SELECT transfer, kind, account, delta FROM {schema}ledger ORDER BY id"
+NOTIFICATIONS = "SELECT transfer FROM {schema}notification ORDER BY id"
+SECONDS_MAX = 10.0
+
+Rows = Sequence[Sequence[Any]]
+
+
+class Move(NamedTuple):
+    """One row of a ledger."""
+
+    transfer: str
+    kind: str
+    account: str
+    delta: int
+
+
+@dataclass(frozen=True)
+class Books:
+    """All balances, ledgers and notifications as of one moment."""
+
+    balances: Mapping[str, int]
+    moves: Sequence[Move]
+    notified: Sequence[str]
+
+    def of(self, transfer: str) -> list[Move]:
+        """Return what one transfer moved, each bank's rows in their order."""
+        return [move for move in self.moves if move.transfer == transfer]
+
+    @property
+    def on_the_way(self) -> int:
+        """What was withdrawn and neither deposited nor refunded, in cents."""
+        arrived = {move.transfer for move in self.moves if move.kind in ("deposit", "refund")}
+        withdrawn = {move.transfer: -move.delta for move in self.moves if move.kind == "withdraw"}
+        return sum(amount for transfer, amount in withdrawn.items() if transfer not in arrived)
+
+    @property
+    def total(self) -> int:
+        """All the money there is, in cents."""
+        return sum(self.balances.values()) + self.on_the_way
+
+
+class Auditor(Protocol):
+    """Whoever can read the books."""
+
+    def read(self) -> Books:
+        """Return the books as of now, in one snapshot."""
+        ...
+
+
+class SqliteAuditor:
+    """Reads the one file of the embedded form."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> Books:
+        connection = sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, timeout=SECONDS_MAX)
+        try:
+            connection.execute("BEGIN")  # until the end, every statement reads what the first one saw
+            accounts, ledger, notifications = (
+                connection.execute(query.format(schema="")).fetchall()
+                for query in (ACCOUNTS, LEDGER, NOTIFICATIONS)
+            )
+        finally:
+            connection.close()
+        return _books(accounts, ledger, notifications)
+
+
+class PostgresAuditor:
+    """Reads the schemas of two banks and a notifier; in one snapshot, if they are in one database."""
+
+    def __init__(self, banks: Sequence[tuple[str, str]], notifier: tuple[str, str]) -> None:
+        """Each service is the address of its database, as a role that may read it, and its schema."""
+        self._banks = banks
+        self._notifier = notifier
+
+    def read(self) -> Books:
+        return asyncio.run(asyncio.wait_for(self.read_async(), SECONDS_MAX))
+
+    async def read_async(self) -> Books:
+        """`read` for those who are in an event loop."""
+        queries: dict[str, list[str]] = {}
+        for url, schema in self._banks:
+            here = queries.setdefault(url, [])
+            here += [query.format(schema=f'"{schema}".') for query in (ACCOUNTS, LEDGER)]
+        url, schema = self._notifier
+        queries.setdefault(url, []).append(NOTIFICATIONS.format(schema=f'"{schema}".'))
+        found: dict[str, list[Sequence[Any]]] = {}
+        for url, here in queries.items():
+            for query, rows in zip(here, await _snapshot(url, here), strict=True):
+                found.setdefault(query.split(" FROM ")[0], []).extend(rows)
+        return _books(*(found[query.split(" FROM ")[0]] for query in (ACCOUNTS, LEDGER, NOTIFICATIONS)))
+
+
+async def _snapshot(url: str, queries: Sequence[str]) -> list[Rows]:
+    import asyncpg
+
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""), timeout=SECONDS_MAX)
+    try:
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            return [[tuple(row) for row in await connection.fetch(each)] for each in queries]
+    finally:
+        await connection.close(timeout=SECONDS_MAX)
+
+
+def _books(accounts: Rows, ledger: Rows, notifications: Rows) -> Books:
+    return Books(
+        balances={row[0]: row[1] for row in accounts},
+        moves=[Move(*row) for row in ledger],
+        notified=[transfer for (transfer,) in notifications],
+    )

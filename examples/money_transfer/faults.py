@@ -1,0 +1,133 @@
+"""What goes wrong in the demo, all of it from outside the example: nothing here is known to `transfer.py`.
+
+The runner gives a process its fault by environment variables and counts how often it fired; `stage.py` brings the
+process up with it. A sabotage is another matter: it takes away what protects the money, to show that the demo notices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+from saga.brokers.base import (
+    Broker,
+    Capabilities,
+    Channel,
+    ChannelStatus,
+    Consumer,
+    OutMessage,
+    PublishOutcome,
+)
+from saga.definition.activity import Activity
+from saga.messages import decode_replies, replies_channel
+
+
+@dataclass(frozen=True)
+class LostReply:
+    """The first reply of a step is confirmed and never delivered."""
+
+    step: str
+
+
+@dataclass(frozen=True)
+class Crash:
+    """SIGKILL at a point that a run without faults passes in that process, drawn by the seed; then started again."""
+
+
+Fault = LostReply | Crash
+
+
+class LosingReplies:
+    """A broker that loses the first reply of one step, and writes each loss to a file."""
+
+    def __init__(self, broker: Broker, *, namespace: str, step: str, log: Path) -> None:
+        self._broker = broker
+        self._channel = replies_channel(namespace)
+        self._step = step
+        self._log = log
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._broker.capabilities
+
+    async def start(self) -> None:
+        await self._broker.start()
+
+    async def declare(self, channels: Sequence[Channel]) -> None:
+        await self._broker.declare(channels)
+
+    def publish(self, messages: Sequence[OutMessage]) -> Sequence[asyncio.Future[PublishOutcome]]:
+        return [self._lose() if self._hits(each) else self._broker.publish([each])[0] for each in messages]
+
+    async def consume(self, channel: str, *, prefetch: int) -> Consumer:
+        return await self._broker.consume(channel, prefetch=prefetch)
+
+    async def status(self, channel: str) -> ChannelStatus:
+        return await self._broker.status(channel)
+
+    async def close(self) -> None:
+        await self._broker.close()
+
+    def _hits(self, message: OutMessage) -> bool:
+        if message.channel != self._channel or self._log.exists():
+            return False
+        return any(reply.step == self._step for reply in decode_replies(message.body))
+
+    def _lose(self) -> asyncio.Future[PublishOutcome]:
+        self._log.write_text(f"{self._step}\n")
+        lost: asyncio.Future[PublishOutcome] = asyncio.get_running_loop().create_future()
+        lost.set_result(PublishOutcome.CONFIRMED)
+        return lost
+
+
+# --- sabotage ---------------------------------------------------------------------------------
+
+Sabotage = Literal["barrier", "redrive", "compensation"]
+SABOTAGES: Final[tuple[Sabotage, ...]] = get_args(Sabotage)
+REDRIVE: Final = timedelta(seconds=2)
+"""Instead of 30 s, so that nobody has to wait."""
+
+
+def redrive(sabotage: str) -> timedelta:
+    """Return after how long a command without an answer is sent again."""
+    return timedelta(days=1) if sabotage == "redrive" else REDRIVE
+
+
+def apply(sabotage: str, withdraw: Activity[Any, Any, Any]) -> None:
+    """Take one protection away from this process."""
+    if sabotage == "barrier":
+        _without_barrier()
+    elif sabotage == "compensation":
+        _without_compensation(withdraw)
+
+
+def _without_barrier() -> None:
+    """No key is ever found taken, so a copy of a command runs its handler and commits."""
+    from saga.storage.sqlalchemy.participant import SqlHandlerTransaction
+
+    insert = SqlHandlerTransaction._insert
+
+    async def find(self: Any, keys: Any) -> dict[Any, Any]:
+        return {}
+
+    def insert_and_ignore(self: Any, connection: Any, rows: Any) -> frozenset[Any]:
+        insert(self, connection, rows)
+        return frozenset()
+
+    for name, function in (("find", find), ("_insert", insert_and_ignore)):
+        setattr(SqlHandlerTransaction, name, function)
+
+
+def _without_compensation(activity: Activity[Any, Any, Any]) -> None:
+    """The undo says that it is done, and has done nothing."""
+
+    async def nothing(**_: Any) -> None: ...
+
+    undo = activity.compensation_
+    assert undo is not None
+    assert undo.handler is not None
+    activity.compensation_ = replace(undo, handler=replace(undo.handler, function=nothing))

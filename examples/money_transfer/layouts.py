@@ -1,0 +1,253 @@
+"""Where the scenarios play: one process on one SQLite file, or a service each on PostgreSQL and RabbitMQ.
+
+A layout makes the databases, keeps the processes up, plays one transfer at a time, and starts again whatever SIGKILL
+ended, without the fault that did it. The runner sees no difference between them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any, ClassVar, Final, Self
+
+from sqlalchemy import Connection, Table, insert
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from examples.money_transfer.apps import SCHEMAS
+from examples.money_transfer.books import Auditor, PostgresAuditor, SqliteAuditor
+from examples.money_transfer.processes import POLL_SECONDS, Child, DemoError
+from examples.money_transfer.scenarios import OPENING
+from examples.money_transfer.transfer import Transfer, accounts, ledger, metadata, notifications
+from saga.storage.sqlalchemy import schema as schemas
+from saga.storage.sqlalchemy.database import async_url
+
+STAGE: Final = "examples.money_transfer.stage"
+STARTER: Final = "starter"
+PLAY_SECONDS_MAX: Final = 45.0
+LATE_SECONDS_MAX: Final = 3.0
+"""How long a point that is passed after the end, an ack for instance, may take to fire."""
+
+Environment = Mapping[str, str]
+
+
+@dataclass
+class Played:
+    """What one transfer came to: the starter's report, and how often each process was killed."""
+
+    report: str
+    deaths: Counter[str]
+
+
+class Layout(ABC):
+    """The databases and processes of one form of the demo, alive between `__enter__` and `__exit__`."""
+
+    title: ClassVar[str]
+    services: ClassVar[Mapping[str, Sequence[str]]]
+    """Arguments of the processes that run all the time, by name."""
+    auditor: Auditor
+
+    def __init__(self, sabotage: str = "") -> None:
+        self._running: dict[str, Child] = {}
+        self._faults: dict[str, Environment] = {}
+        self._deaths: Counter[str] = Counter()
+        self._environment: dict[str, str] = {"DEMO_SABOTAGE": sabotage}
+        self._stack = ExitStack()
+        self.directory = Path()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self.directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="money-transfer-")))
+            self._make(stack)
+            stack.callback(self._end_all)
+            for name in self.services:
+                self._launch(name)
+            for child in self._running.values():
+                child.wait_until_ready()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @abstractmethod
+    def _make(self, stack: ExitStack) -> None:
+        """Make databases and accounts; give the stack what is to be removed."""
+
+    @abstractmethod
+    def _starter(self) -> Sequence[str]:
+        """Return the arguments of the process that starts a transfer and waits for its end."""
+
+    @abstractmethod
+    def home(self, step: str) -> str:
+        """Return the process that does a step."""
+
+    @abstractmethod
+    def victims(self, random: Random) -> Sequence[str]:
+        """Return the processes to be killed, one after the other."""
+
+    def play(self, order: Transfer, faults: Mapping[str, Environment]) -> Played:
+        """Play one transfer to its end, each process with the environment that `faults` gives it and no other."""
+        self._deaths.clear()
+        for name in self.services:
+            wanted = faults.get(name, {})
+            if wanted != self._faults[name]:
+                self._running[name].end()
+                self._launch(name, wanted)
+                self._running[name].wait_until_ready()
+        self._launch(STARTER, faults.get(STARTER, {}), order)
+        deadline = time.monotonic() + PLAY_SECONDS_MAX
+        while (starter := self._running[STARTER]).status is None or starter.killed:
+            if time.monotonic() > deadline:
+                raise starter.failure(f"did not end within {PLAY_SECONDS_MAX:g} s")
+            self._raise_the_dead(order)
+            time.sleep(POLL_SECONDS)
+        if starter.status:
+            raise starter.failure("failed")
+        self._wait_for_late_deaths(faults)
+        return Played(starter.output, Counter(self._deaths))
+
+    def _wait_for_late_deaths(self, faults: Mapping[str, Environment]) -> None:
+        armed = [name for name in self.services if "SAGA_FAIL" in faults.get(name, {})]
+        deadline = time.monotonic() + LATE_SECONDS_MAX
+        while armed and not self._deaths.total() and time.monotonic() < deadline:
+            self._raise_the_dead(None)
+            time.sleep(POLL_SECONDS)
+        for name in armed:
+            self._running[name].wait_until_ready()
+
+    def _raise_the_dead(self, order: Transfer | None) -> None:
+        for name, child in list(self._running.items()):
+            if child.killed:
+                self._deaths[name] += 1
+                self._launch(name, order=order)
+            elif child.status is not None and name != STARTER:
+                raise child.failure("ended by itself")
+
+    def _launch(
+        self, name: str, environment: Environment | None = None, order: Transfer | None = None
+    ) -> None:
+        arguments = self.services.get(name) or [*self._starter(), order.model_dump_json() if order else ""]
+        settings = {**self._environment, **(environment or {})}
+        self._faults[name] = dict(environment or {})
+        self._running[name] = Child(name, arguments, settings, self.directory)
+
+    def _end_all(self) -> None:
+        for child in self._running.values():
+            child.kill()
+
+
+class Embedded(Layout):
+    """Everything in one process: it starts the transfer, coordinates it and does its steps."""
+
+    title = "embedded: one process, one SQLite file, the in-process broker"
+    services: ClassVar[Mapping[str, Sequence[str]]] = {}
+
+    def _make(self, stack: ExitStack) -> None:
+        path = self.directory / "money.db"
+        self._environment["DEMO_DATABASE"] = f"sqlite:///{path}"
+        asyncio.run(_prepare(f"sqlite:///{path}", None, [accounts, ledger, notifications], OPENING))
+        self.auditor = SqliteAuditor(path)
+
+    def _starter(self) -> Sequence[str]:
+        return ["-m", STAGE, "embedded"]
+
+    def home(self, step: str) -> str:
+        return STARTER
+
+    def victims(self, random: Random) -> Sequence[str]:
+        return [STARTER]
+
+
+class Servers(Layout):
+    """Coordinator, both banks, notifier and starter as processes of their own, each with its role and schema."""
+
+    title = "postgres-rabbitmq: coordinator, two banks, notifier and starter as processes of their own"
+    services: ClassVar[Mapping[str, Sequence[str]]] = {
+        "coordinator": ["-m", "saga.cli", "coordinator", f"{STAGE}:coordinator"],
+        "savings": ["-m", "saga.cli", "participant", f"{STAGE}:savings"],
+        "giro": ["-m", "saga.cli", "participant", f"{STAGE}:giro"],
+        "notifier": ["-m", "saga.cli", "participant", f"{STAGE}:notifier"],
+    }
+    _tables: ClassVar[Mapping[str, Sequence[Table]]] = {
+        "savings": [accounts, ledger],
+        "giro": [accounts, ledger],
+        "notifier": [notifications],
+    }
+    _opening: ClassVar[Mapping[str, Sequence[str]]] = {"savings": ["alice"], "giro": ["bob"]}
+
+    def __init__(self, sabotage: str = "", *, database_each: bool = False) -> None:
+        """`database_each` gives every service a database of its own, where there is no snapshot of all of them."""
+        super().__init__(sabotage)
+        self._database_each = database_each
+        try:
+            self._postgres_url = os.environ["SAGA_DEMO_POSTGRES_URL"]
+            self._rabbitmq_url = os.environ["SAGA_DEMO_RABBITMQ_URL"]
+        except KeyError as missing:
+            raise DemoError(
+                f"{missing.args[0]} is not set; `make demo STACK=postgres-rabbitmq` sets it"
+            ) from None
+
+    def _make(self, stack: ExitStack) -> None:
+        from devservices import Origin, Postgres
+
+        server = Postgres(self._postgres_url, Origin.URL)
+        audited: dict[str, tuple[str, str]] = {}
+        shared = None if self._database_each else self._database(server, stack)
+        for service, schema in SCHEMAS.items():
+            database = shared or self._database(server, stack)
+            role, password = server.create_role()
+            stack.callback(server.drop_role, role)
+            stack.callback(server.execute, f"DROP OWNED BY {role} CASCADE", database_url=database)
+            server.create_schema(database, schema, owner=role)
+            url = server.database_url(database.rpartition("/")[2], role=role, password=password)
+            opening = {name: OPENING[name] for name in self._opening.get(service, ())}
+            asyncio.run(_prepare(url, schema, self._tables.get(service, ()), opening))
+            self._environment[f"MONEY_TRANSFER_{service.upper()}_DATABASE"] = url
+            audited[service] = (database, schema)
+        self._environment["MONEY_TRANSFER_BROKER"] = self._rabbitmq_url
+        self._environment["DEMO_NAMESPACE"] = f"demo-{secrets.token_hex(4)}"
+        self.auditor = PostgresAuditor([audited["savings"], audited["giro"]], audited["notifier"])
+
+    @staticmethod
+    def _database(server: Any, stack: ExitStack) -> str:
+        url: str = server.create_database()
+        stack.callback(server.drop_database, url)
+        return url
+
+    def _starter(self) -> Sequence[str]:
+        return ["-m", STAGE, STARTER]
+
+    def home(self, step: str) -> str:
+        return {"withdraw": "savings", "deposit": "giro", "notify": "notifier"}[step]
+
+    def victims(self, random: Random) -> Sequence[str]:
+        return ["coordinator", random.choice(["savings", "giro", "notifier"])]
+
+
+async def _prepare(url: str, schema: str | None, tables: Sequence[Table], opening: Mapping[str, int]) -> None:
+    """Make a service's tables, ours and its own, as the role of the service, and open its accounts."""
+
+    def make(connection: Connection) -> None:
+        if schema is not None:  # the embedded app makes ours by itself
+            schemas.upgrade(connection, schema=schema)
+        metadata.create_all(connection, tables=tables)
+        if opening:
+            rows = [{"id": name, "balance": balance} for name, balance in opening.items()]
+            connection.execute(insert(accounts), rows)
+
+    engine = create_async_engine(async_url(url))
+    try:
+        async with engine.begin() as connection:
+            await connection.run_sync(make)
+    finally:
+        await engine.dispose()

@@ -1,0 +1,128 @@
+"""What a process of the demo runs: the apps of `apps.py` with the faults that the runner put into its environment.
+
+saga coordinator examples.money_transfer.stage:coordinator      (saga participant ...:savings, :giro, :notifier)
+python -m examples.money_transfer.stage embedded|starter TRANSFER      (prints how the transfer ended, as JSON)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import TypeAdapter
+
+from examples.money_transfer import apps, faults, transfer
+from saga import ResultTimeout, SagaCompensated, failpoints
+from saga.app import App
+from saga.brokers.base import Broker
+from saga.client import Client
+from saga.clock import SystemClock, SystemIds, TaskSpawner
+
+RESULT_SECONDS: Final = 12.0
+
+
+@dataclass
+class Event:
+    """One line of an instance's history."""
+
+    milliseconds: int
+    event: str
+    step: str | None
+    direction: str | None
+    detail: dict[str, Any]
+
+
+@dataclass
+class Outcome:
+    """How a transfer ended, and by what steps."""
+
+    status: str
+    reason: str = ""
+    result: transfer.Transferred | None = None
+    history: list[Event] = field(default_factory=list)
+
+
+OUTCOME: Final = TypeAdapter(Outcome)
+
+_environment: Final = os.environ
+_namespace: Final = _environment.get("DEMO_NAMESPACE", "default")
+_sabotage: Final = _environment.get("DEMO_SABOTAGE", "")
+_options: Final[dict[str, Any]] = {"namespace": _namespace, "redrive": faults.redrive(_sabotage)}
+
+
+def _broker(url: str) -> str | Broker:
+    """Return the broker's address, or the broker with the fault that this process is to have."""
+    step = _environment.get("DEMO_LOSE_REPLY_OF")
+    if not step:
+        return url
+    ports: dict[str, Any] = {"clock": SystemClock(), "ids": SystemIds(), "spawner": TaskSpawner()}
+    inner: Broker
+    if url.startswith("memory:"):
+        from saga.brokers.memory import MemoryBroker
+
+        inner = MemoryBroker(**ports)
+    else:
+        from saga.brokers.rabbitmq import RabbitMQBroker
+
+        inner = RabbitMQBroker(url, **ports)
+    log = Path(_environment["DEMO_LOST_REPLIES"])
+    return faults.LosingReplies(inner, namespace=_namespace, step=step, log=log)
+
+
+def _participant(name: str) -> App:
+    return apps.participating(name, _settings, broker=_broker(_settings.broker), **_options)
+
+
+_settings: Final = apps.Settings()
+faults.apply(_sabotage, transfer.withdraw)
+coordinator = starter = apps.coordinating(_settings, **_options)
+savings, giro, notifier = map(_participant, ("savings", "giro", "notifier"))
+
+
+# --- one transfer, from start to end ----------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def _running(form: str) -> AsyncIterator[Client]:
+    if form == "starter":
+        async with starter.as_client() as client:
+            yield client
+    else:
+        broker = _broker("memory://")
+        async with apps.embedded(_environment["DEMO_DATABASE"], broker=broker, **_options) as app:
+            yield app.client
+
+
+async def _transfer(form: str, order: transfer.Transfer) -> Outcome:
+    async with _running(form) as client:
+        handle = await client.start(transfer.money_transfer, order, id=order.id)
+        outcome = Outcome("completed")
+        try:
+            outcome.result = await handle.result(timeout=timedelta(seconds=RESULT_SECONDS))
+        except SagaCompensated as ended:
+            outcome = Outcome("compensated", ended.reason)
+        except ResultTimeout:
+            outcome = Outcome("not ended", f"after {RESULT_SECONDS:g} s")
+        seen = await handle.describe()
+        for line in seen.history:
+            since = (line.at - seen.created_at) // timedelta(milliseconds=1)
+            outcome.history.append(Event(since, line.event, line.step, line.direction, line.detail))
+        return outcome
+
+
+def main() -> None:
+    form, order = sys.argv[1:]
+    failpoints.arm(_environment.get("SAGA_FAIL", ""), _environment.get("SAGA_FAIL_LOG"))
+    outcome = asyncio.run(_transfer(form, transfer.Transfer.model_validate_json(order)))
+    sys.stdout.buffer.write(OUTCOME.dump_json(outcome) + b"\n")
+
+
+if __name__ == "__main__":
+    main()

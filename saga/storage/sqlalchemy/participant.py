@@ -1,0 +1,216 @@
+"""The participant's store over SQLAlchemy: handlers' transactions, and the barrier's own (row D-10).
+
+A handler's transaction begins at its first statement and holds one connection; there are never more of them than the
+pool has connections, so nobody waits in the pool, and nothing here asks for a second one (SQL-7). Flush, barrier insert,
+COMMIT and giving the connection back are one switch into SQLAlchemy's greenlet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import Token
+from types import TracebackType
+from typing import Any, Final, NoReturn, TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.util import greenlet_spawn
+
+from saga.errors import StorageBusy, StorageUnavailable
+from saga.failpoints import failpoint
+from saga.storage.base import BUSY, LOST, OTHER, BarrierKey, BarrierRow
+from saga.storage.sqlalchemy.barrier import CANCELLED, BarrierStatements, statements
+from saga.storage.sqlalchemy.database import Database
+from saga.storage.sqlalchemy.failures import Failure, classify, describe
+from saga.storage.sqlalchemy.handlersession import (
+    HandlerSession,
+    commit,
+    cut,
+    discard,
+    flushed,
+)
+from saga.storage.sqlalchemy.writer import HOLDING_SECONDS_MAX, handler_writes_to
+
+T = TypeVar("T")
+END_SECONDS: Final = 5.0
+log = logging.getLogger("saga.participant")
+
+
+class SqlParticipantStore:
+    """One participant's barrier in its own database."""
+
+    def __init__(self, database: Database, namespace: str, *, transactions_max: int | None = None) -> None:
+        """`transactions_max` bounds the connections used here; by default all of the pool's."""
+        self.database = database
+        self._statements = statements(database.dialect, namespace, database.clock)
+        self._max = transactions_max or _pool_size(database)
+        self._permits = asyncio.Semaphore(self._max)
+
+    @property
+    def transactions_max(self) -> int:
+        return self._max
+
+    def transaction(self, handler: str) -> SqlHandlerTransaction:
+        return SqlHandlerTransaction(self.database, self._statements, self._permits, handler)
+
+    def trouble(self, error: BaseException) -> str:
+        if isinstance(error, StorageBusy | PoolTimeout):
+            return BUSY
+        if isinstance(error, StorageUnavailable):
+            return LOST
+        if not isinstance(error, DBAPIError):
+            return OTHER  # a TimeoutError or ConnectionError of the handler's own is an error like any other
+        return {Failure.BUSY: BUSY, Failure.LOST: LOST, Failure.FATAL: OTHER}[classify(error)]
+
+    async def look_up(self, keys: Sequence[BarrierKey]) -> Mapping[BarrierKey, BarrierRow]:
+        return await self._run(lambda connection: self._statements.select(connection, keys), single=True)
+
+    async def decide(self, rows: Sequence[BarrierRow]) -> Mapping[BarrierKey, BarrierRow]:
+        def decide(connection: Connection) -> dict[BarrierKey, BarrierRow]:
+            self._statements.insert(connection, sorted(rows))
+            return self._statements.select(connection, [row.key for row in rows])
+
+        return await self._run(decide)
+
+    async def count_lone_run(self, command_id: str) -> int:
+        return await self._run(lambda connection: self._statements.count_lone_run(connection, command_id), single=True)
+
+    async def forget_lone_run(self, command_id: str) -> None:
+        await self._run(lambda connection: self._statements.forget_lone_run(connection, command_id), single=True)
+
+    async def _run(self, function: Callable[[Connection], T], *, single: bool = False) -> T:
+        async with self._permits:
+            return await self.database.run(function, single=single)
+
+
+class SqlHandlerTransaction:
+    """One transaction around a handler. `async with` takes a connection's permit and gives it back."""
+
+    def __init__(
+        self, database: Database, barrier: BarrierStatements, permits: asyncio.Semaphore, handler: str
+    ) -> None:
+        self._database = database
+        self._barrier = barrier
+        self._permits = permits
+        self._handler = handler
+        self._sqlite = database.writer is not None
+        self._session = HandlerSession(database.engine, clock=database.clock if self._sqlite else None)
+        self._token: Token[str | None] | None = None
+        self._open = True
+
+    @property
+    def session(self) -> AsyncSession:
+        return self._session
+
+    async def __aenter__(self) -> SqlHandlerTransaction:
+        await self._permits.acquire()
+        if self._sqlite:
+            self._token = handler_writes_to.set(self._database.url.database)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self._open:
+                await self._end(discard)
+        finally:
+            if self._token is not None:
+                handler_writes_to.reset(self._token)
+            if self._sqlite:
+                self._report_holding()
+            self._permits.release()
+
+    async def find(self, keys: Sequence[BarrierKey]) -> Mapping[BarrierKey, BarrierRow]:
+        return await self._statement(lambda connection: self._barrier.select(connection, keys))
+
+    async def cancel(
+        self, forward: Sequence[BarrierKey], also: Sequence[BarrierKey]
+    ) -> Mapping[BarrierKey, BarrierRow]:
+        def cancel(connection: Connection) -> dict[BarrierKey, BarrierRow]:
+            won = self._barrier.insert(connection, [BarrierRow(key, CANCELLED, None) for key in forward])
+            # READ COMMITTED: this second statement sees the rows that made the first one insert nothing
+            rows = self._barrier.select(connection, [*forward, *also])
+            return {key: row for key, row in rows.items() if key not in won}
+
+        return await self._statement(cancel)
+
+    async def commit(self, rows: Sequence[BarrierRow]) -> frozenset[BarrierKey]:
+        try:
+            taken = await greenlet_spawn(self._commit, rows)
+            if not taken:
+                self._open = False
+                failpoint("W4")
+        except BaseException as error:
+            _reraise(error)
+        return taken
+
+    def _commit(self, rows: Sequence[BarrierRow]) -> frozenset[BarrierKey]:
+        connection = flushed(self._session)
+        taken = self._insert(connection, rows)
+        if not taken:
+            failpoint("W2")
+            commit(self._session)
+        return taken
+
+    def _insert(self, connection: Connection, rows: Sequence[BarrierRow]) -> frozenset[BarrierKey]:
+        """Insert rows; return the keys that were taken."""
+        if len(rows) == 1:
+            (row,) = rows
+            return frozenset() if self._barrier.insert_one(connection, row) else frozenset((row.key,))
+        if not rows:
+            return frozenset()
+        won = self._barrier.insert(connection, sorted(rows))
+        return frozenset(row.key for row in rows) - won
+
+    async def abandon(self) -> None:
+        self._open = False
+        await self._end(cut)
+
+    async def _statement(self, function: Callable[[Connection], T]) -> T:
+        try:
+            return await greenlet_spawn(lambda: function(self._session.sync_session.connection()))
+        except BaseException as error:
+            _reraise(error)
+
+    async def _end(self, how: Callable[[HandlerSession], None]) -> None:
+        """Roll back or cut, bounded, in a task of its own that is never cancelled (SQL-3)."""
+        task = self._database.spawner.spawn(greenlet_spawn(how, self._session), name="saga-handler-rollback")
+        done, _ = await asyncio.wait({task}, timeout=END_SECONDS)
+        if done and not task.cancelled() and task.exception() is None:
+            return
+        if how is not cut:
+            log.info("the transaction of %s could not be rolled back; its connection is cut", self._handler)
+            await self._end(cut)
+
+    def _report_holding(self) -> None:
+        began = self._session.began
+        if began is not None and (held := self._database.clock.monotonic() - began) > HOLDING_SECONDS_MAX:
+            log.warning(
+                "%s held the SQLite writer for %.1f s; nothing else could write meanwhile",
+                self._handler,
+                held,
+            )
+
+
+def _reraise(error: BaseException) -> NoReturn:
+    """Raise what a statement of ours raised, in the words of the port."""
+    match classify(error):
+        case Failure.BUSY:
+            raise StorageBusy(f"Refused: {describe(error)}.") from error
+        case Failure.LOST:
+            raise StorageUnavailable(f"Outcome unknown: {describe(error)}.") from error
+        case Failure.FATAL:
+            raise error
+
+
+def _pool_size(database: Database) -> int:
+    size: Any = getattr(database.engine.pool, "size", None)
+    connections = int(size()) if callable(size) else 5
+    # On SQLite handlers queue for the one writer with their connections in hand, and the coordinator of the same
+    # process needs one too: two are left to it.
+    return max(1, connections - 2) if database.writer is not None else connections

@@ -1,0 +1,508 @@
+"""One way to run a transaction: again after locks and lost answers, never cancelled, never waiting without a bound."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import IntegrityError, ProgrammingError
+from sqlalchemy.util import await_only
+
+from saga import failpoints
+from saga.clock import SystemClock, TaskSpawner
+from saga.errors import ConfigurationError, StorageBusy, StorageUnavailable
+from saga.storage.sqlalchemy.database import TRANSACTION_SECONDS, TRIES, Database, async_url
+from tests.plugins.features import Faults
+from tests.proxy import ProxyFactory
+from tests.storage.conftest import Opener
+
+BOUND = TRANSACTION_SECONDS + 1.0
+"""Seconds that no call may take; the one above the promise is for a slow test machine."""
+
+
+@pytest.fixture
+def armed() -> Iterator[Callable[[str], None]]:
+    yield failpoints.arm
+    failpoints.disarm()
+
+
+@pytest.fixture
+async def moves(empty: Database) -> Database:
+    """A database with the table `moves`."""
+    await empty.run(create_moves)
+    return empty
+
+
+@pytest.fixture
+async def moves_on_postgres(postgres_url: str, opened: Opener) -> Database:
+    database = opened(postgres_url)
+    await database.run(create_moves)
+    return database
+
+
+def create_moves(connection: Connection) -> None:
+    connection.execute(text("CREATE TABLE moves (id INTEGER PRIMARY KEY, amount INTEGER NOT NULL)"))
+
+
+def insert(number: int, amount: int = 1) -> Callable[[Connection], int]:
+    """A transaction that can be run twice: the key makes the second run a no-op (P3)."""
+
+    def transaction(connection: Connection) -> int:
+        done = connection.execute(
+            text("INSERT INTO moves VALUES (:id, :amount) ON CONFLICT DO NOTHING"),
+            {"id": number, "amount": amount},
+        )
+        return done.rowcount
+
+    return transaction
+
+
+def read(connection: Connection) -> list[tuple[int, int]]:
+    return [
+        (row.id, row.amount) for row in connection.execute(text("SELECT id, amount FROM moves ORDER BY id"))
+    ]
+
+
+def checked_out(database: Database) -> int:
+    pool: Any = database.engine.sync_engine.pool
+    return int(pool.checkedout())
+
+
+def elapsed(since: float) -> float:
+    return SystemClock().monotonic() - since
+
+
+# --- unknown commits --------------------------------------------------------------------------
+
+
+@pytest.mark.feature("G-10")
+async def test_a_transaction_whose_commit_answer_is_lost_runs_again_and_changes_nothing_twice(
+    stack: str, moves: Database, armed: Callable[[str], None]
+) -> None:
+    """SQL-1, P3."""
+    runs: list[int] = []
+
+    def transaction(connection: Connection) -> None:
+        runs.append(insert(1)(connection))
+
+    armed("C7:raise")
+    await moves.run(transaction, lost_commit="C7")
+    assert runs == [1, 0]
+    assert await moves.run(read) == [(1, 1)]
+
+
+@pytest.mark.feature("G-10", acceptance=True, scale=0.1)
+@pytest.mark.stack("postgres-rabbitmq")
+async def test_a_connection_cut_at_commit_converges_every_time(
+    moves_on_postgres: Database, proxy: ProxyFactory, opened: Opener, faults: Faults
+) -> None:
+    """SQL-1: the driver raises and the row is there; the second run finds it."""
+    faults.declare("cut at COMMIT")
+    link = await proxy(str(moves_on_postgres.url.render_as_string(hide_password=False)))
+    database = opened(link.url)
+    inserted = list[int]()
+
+    def transaction(number: int) -> Callable[[Connection], None]:
+        return lambda connection: inserted.append(insert(number)(connection))
+
+    for number in range(10):
+        link.cut_at_commit()
+        await database.run(transaction(number))
+        faults.fired("cut at COMMIT", link.fired["cut"] - faults.counts["cut at COMMIT"])
+    assert link.fired["cut"] == 10
+    assert inserted == [1, 0] * 10
+    assert await moves_on_postgres.run(read) == [(number, 1) for number in range(10)]
+    assert checked_out(database) == 0
+
+
+# --- what is repeated and what is not ---------------------------------------------------------
+
+
+@pytest.mark.stack("postgres-rabbitmq")
+async def test_the_loser_of_a_deadlock_runs_again(moves_on_postgres: Database) -> None:
+    """40P01: the database ends one of the two, and both are done in the end."""
+    database, runs = moves_on_postgres, list[str]()
+    await database.run(insert(1))
+    await database.run(insert(2))
+    locked = {"a": asyncio.Event(), "b": asyncio.Event()}
+
+    def transaction(mine: str, first: int, other: str, second: int) -> Callable[[Connection], None]:
+        def add(connection: Connection) -> None:
+            runs.append(mine)
+            update = text("UPDATE moves SET amount = amount + 1 WHERE id = :id")
+            connection.execute(update, {"id": first})
+            locked[mine].set()
+            await_only(locked[other].wait())
+            connection.execute(update, {"id": second})
+
+        return add
+
+    await asyncio.gather(database.run(transaction("a", 1, "b", 2)), database.run(transaction("b", 2, "a", 1)))
+    assert sorted(runs) in (["a", "a", "b"], ["a", "b", "b"])
+    assert await database.run(read) == [(1, 3), (2, 3)]
+
+
+@pytest.mark.stack("postgres-rabbitmq")
+async def test_a_serialization_failure_runs_again(moves_on_postgres: Database) -> None:
+    """40001."""
+    database, seen = moves_on_postgres, list[int]()
+    await database.run(insert(1))
+
+    def add_twice_as_much_as_seen(connection: Connection) -> None:
+        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
+        seen.append(connection.execute(text("SELECT amount FROM moves WHERE id = 1")).scalar_one())
+        if len(seen) == 1:
+            add = text("UPDATE moves SET amount = amount + 1 WHERE id = 1")
+            await_only(database.run(lambda other: other.execute(add).rowcount))
+        connection.execute(text("UPDATE moves SET amount = :amount WHERE id = 1"), {"amount": 2 * seen[-1]})
+
+    await database.run(add_twice_as_much_as_seen)
+    assert seen == [1, 2]
+    assert await database.run(read) == [(1, 4)]
+
+
+@pytest.mark.stack("postgres-rabbitmq")
+async def test_a_refusal_that_does_not_end_is_reported_as_busy_without_the_statement(
+    moves_on_postgres: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs: list[int] = []
+
+    def refuse(connection: Connection) -> None:
+        runs.append(1)
+        connection.execute(
+            text("DO $$ BEGIN RAISE EXCEPTION 'row canary-4711' USING ERRCODE = '40001'; END $$")
+        )
+
+    with caplog.at_level(logging.DEBUG), pytest.raises(StorageBusy) as busy:
+        await moves_on_postgres.run(refuse)
+    assert len(runs) == TRIES
+    assert "40001" in busy.value.text
+    assert "canary" not in busy.value.text + str(busy.value) + caplog.text
+
+
+async def test_what_the_function_itself_gets_wrong_is_raised_at_once_and_rolled_back(
+    stack: str, moves: Database
+) -> None:
+    runs: list[int] = []
+
+    def insert_twice(connection: Connection) -> None:
+        runs.append(1)
+        connection.execute(text("INSERT INTO moves VALUES (1, 1)"))
+        connection.execute(text("INSERT INTO moves VALUES (1, 1)"))
+
+    def fail(connection: Connection) -> None:
+        runs.append(2)
+        insert(1)(connection)
+        raise LookupError("ours")
+
+    with pytest.raises(IntegrityError):
+        await moves.run(insert_twice)
+    with pytest.raises(LookupError, match="ours"):
+        await moves.run(fail)
+    assert runs == [1, 2]
+    assert await moves.run(read) == []
+
+
+async def test_a_failed_try_is_no_line_of_the_spawners(
+    stack: str, moves: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its waiter hears of it; an ERROR for every deadlock that is repeated would teach people to look away."""
+    with pytest.raises(IntegrityError):
+        await moves.run(lambda connection: insert(1)(connection) and insert_duplicate(connection))
+    assert caplog.records == []
+
+
+def insert_duplicate(connection: Connection) -> int:
+    return connection.execute(text("INSERT INTO moves VALUES (1, 1)")).rowcount
+
+
+@pytest.mark.stack("postgres-rabbitmq")
+async def test_a_log_in_that_is_refused_is_a_wrong_setting(postgres_url: str, opened: Opener) -> None:
+    database = opened(postgres_url.rpartition("/")[0] + "/no_such_database")
+    with pytest.raises(ConfigurationError) as refused:
+        await database.run(read)
+    assert "3D000" in refused.value.text
+
+
+# --- cancellation -----------------------------------------------------------------------------
+
+
+async def test_cancelling_the_waiter_does_not_cancel_the_transaction(stack: str, moves: Database) -> None:
+    """SQL-2, SQL-3: a waiter may leave; what it asked for is done, and the pool is whole."""
+    begun, go_on, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    def slow(connection: Connection) -> None:
+        insert(1)(connection)
+        begun.set()
+        await_only(go_on.wait())
+        insert(2)(connection)
+        ended.set()
+
+    waiter = asyncio.create_task(moves.run(slow))
+    await begun.wait()
+    waiter.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
+    assert not ended.is_set()
+    go_on.set()
+    await ended.wait()
+    await quiet(moves)
+    assert await moves.run(read) == [(1, 1), (2, 1)]
+    assert checked_out(moves) == 0
+
+
+async def quiet(database: Database) -> None:
+    """Return when no transaction is under way."""
+    spawner = database.spawner
+    assert isinstance(spawner, TaskSpawner)
+    while tasks := list(spawner._tasks):
+        await asyncio.wait(tasks)
+
+
+async def test_cancelling_at_any_moment_loses_no_transaction_and_no_connection(
+    stack: str, moves: Database
+) -> None:
+    """SQL-2: of waiters cancelled at random moments, all have their row."""
+    waiters = []
+    for number in range(40):
+        waiter = asyncio.create_task(moves.run(insert(number)))
+        waiters.append(waiter)
+        for _ in range(number % 8):
+            await asyncio.sleep(0)
+        waiter.cancel()
+    await asyncio.gather(*waiters, return_exceptions=True)
+    await quiet(moves)
+    started = {row[0] for row in await moves.run(read)}
+    assert {number for number in range(40) if number % 8 >= 2} <= started
+    assert checked_out(moves) == 0
+    assert [await moves.run(insert(number)) for number in (100, 101, 102, 103, 104, 105)] == [1] * 6
+
+
+# --- bounded waits ----------------------------------------------------------------------------
+
+
+@pytest.mark.feature("G-10", acceptance=True, scale=0.1)
+@pytest.mark.stack("postgres-rabbitmq")
+@pytest.mark.slow
+async def test_a_black_hole_ends_within_the_bound_and_the_pool_is_whole_after_it(
+    moves_on_postgres: Database, proxy: ProxyFactory, opened: Opener, faults: Faults
+) -> None:
+    """SQL-6: in mid-query, while connecting, and with several callers at once."""
+    faults.declare("black hole")
+    link = await proxy(moves_on_postgres.url.render_as_string(hide_password=False))
+    database = opened(link.url, pool_size=2)
+    await database.run(insert(1))
+    link.drop()
+    since = SystemClock().monotonic()
+    found = await asyncio.gather(
+        *(database.run(insert(number)) for number in range(2, 6)), return_exceptions=True
+    )
+    assert elapsed(since) < BOUND
+    assert [type(each) for each in found] in (
+        [StorageUnavailable] * 4,
+        [StorageUnavailable] * 2 + [StorageBusy] * 2,  # these two waited for a connection of the pool
+    )
+    faults.fired("black hole", link.fired["drop"])
+    link.heal()
+    assert await database.run(insert(7)) == 1
+    await quiet(database)
+    assert checked_out(database) == 0
+
+
+@pytest.mark.feature("G-10")
+@pytest.mark.stack("postgres-rabbitmq")
+async def test_connections_broken_in_mid_query_and_refused_for_a_while_converge(
+    moves_on_postgres: Database, proxy: ProxyFactory, opened: Opener
+) -> None:
+    link = await proxy(moves_on_postgres.url.render_as_string(hide_password=False))
+    database = opened(link.url)
+    started = asyncio.Event()
+
+    def sleep(connection: Connection) -> int:
+        connection.execute(text("SELECT 1"))
+        started.set()
+        connection.execute(
+            text("SELECT pg_sleep(:seconds)"), {"seconds": 2 if link.fired["reset"] == 0 else 0}
+        )
+        return insert(1)(connection)
+
+    running = asyncio.create_task(database.run(sleep))
+    await started.wait()
+    link.refuse()
+    link.reset()
+    await link.wait_fired("refuse")
+    link.heal()
+    assert await running == 1
+    assert await moves_on_postgres.run(read) == [(1, 1)]
+
+
+@pytest.mark.feature("G-10")
+@pytest.mark.stack("postgres-rabbitmq")
+async def test_every_wait_of_the_server_is_bounded_too(moves_on_postgres: Database) -> None:
+    """SQL-6, SQL-7: what a frozen process holds is given back by the server."""
+
+    def settings(connection: Connection) -> dict[str, str]:
+        names = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+        return {name: connection.execute(text(f"SHOW {name}")).scalar_one() for name in names}
+
+    assert await moves_on_postgres.run(settings) == {
+        "statement_timeout": "5s",
+        "lock_timeout": "3s",
+        "idle_in_transaction_session_timeout": "1min",
+    }
+
+
+async def test_a_database_that_is_not_there_is_unavailable_soon(opened: Opener) -> None:
+    since = SystemClock().monotonic()
+    with pytest.raises(StorageUnavailable) as unavailable:
+        await opened("postgresql://someone:s3cret@127.0.0.1:1/nowhere").run(read)
+    assert elapsed(since) < BOUND
+    assert "ConnectionRefusedError" in unavailable.value.text
+    assert "s3cret" not in unavailable.value.text + repr(unavailable.value)
+
+
+# --- SQLite: one writer -----------------------------------------------------------------------
+
+
+@pytest.fixture
+async def file_moves(sqlite_url: str, opened: Opener) -> Database:
+    database = opened(sqlite_url)
+    await database.run(create_moves)
+    return database
+
+
+@pytest.mark.stack("sqlite")
+async def test_writers_of_one_process_are_served_in_the_order_in_which_they_came(
+    file_moves: Database,
+) -> None:
+    """P36: a fair queue, and not the busy timeout, whose polling lets a late one overtake."""
+    order: list[int] = []
+
+    def write(number: int) -> Callable[[Connection], None]:
+        def transaction(connection: Connection) -> None:
+            order.append(number)
+            insert(number)(connection)
+
+        return transaction
+
+    await asyncio.gather(*(file_moves.run(write(number)) for number in range(30)))
+    assert order == list(range(30))
+
+
+@pytest.mark.stack("sqlite")
+async def test_a_read_that_becomes_a_write_loses_nothing(sqlite_url: str, opened: Opener) -> None:
+    """LITE-1: 4 tasks x 25 read-modify-writes, from two processes' worth of engines."""
+    databases = [opened(sqlite_url), opened(sqlite_url)]
+    await databases[0].run(create_moves)
+    await databases[0].run(insert(1, 0))
+
+    def add(connection: Connection) -> None:
+        amount = connection.execute(text("SELECT amount FROM moves WHERE id = 1")).scalar_one()
+        connection.execute(text("UPDATE moves SET amount = :amount WHERE id = 1"), {"amount": amount + 1})
+
+    async def worker(number: int) -> None:
+        for _ in range(25):
+            await databases[number % 2].run(add)
+
+    await asyncio.gather(*(worker(number) for number in range(4)))
+    assert await databases[0].run(read) == [(1, 100)]
+
+
+@pytest.mark.stack("sqlite")
+async def test_the_writer_is_given_back_after_every_kind_of_end(
+    file_moves: Database, armed: Callable[[str], None]
+) -> None:
+    def fail(connection: Connection) -> None:
+        insert(1)(connection)
+        raise LookupError
+
+    assert file_moves.writer is not None
+    for _ in range(7):  # more often than the pool has connections
+        with pytest.raises(LookupError):
+            await file_moves.run(fail)
+        with pytest.raises(Exception, match="no such table"):
+            await file_moves.run(lambda connection: connection.execute(text("SELECT * FROM absent")))
+        armed("C7:raise")
+        await file_moves.run(insert(1), lost_commit="C7")
+        assert not file_moves.writer.locked()
+    assert checked_out(file_moves) == 0
+
+
+@pytest.mark.stack("sqlite")
+async def test_another_process_that_holds_the_writer_is_waited_for(
+    file_moves: Database, opened: Opener
+) -> None:
+    """Between processes the busy timeout is all there is; the lock of this process comes back meanwhile."""
+    other = opened(file_moves.url)
+    holding, let_go = asyncio.Event(), asyncio.Event()
+
+    def hold(connection: Connection) -> None:
+        insert(1)(connection)
+        holding.set()
+        await_only(let_go.wait())
+
+    holder = asyncio.create_task(other.run(hold))
+    await holding.wait()
+    waiting = asyncio.create_task(file_moves.run(insert(2)))
+    await asyncio.wait({waiting}, timeout=timedelta(milliseconds=200).total_seconds())
+    assert not waiting.done()
+    let_go.set()
+    await holder
+    assert await waiting == 1
+
+
+# --- secrets ----------------------------------------------------------------------------------
+
+CANARY = "canary-4711"
+
+
+async def test_errors_and_logs_name_no_value_of_a_row(
+    stack: str, moves: Database, caplog: pytest.LogCaptureFixture, armed: Callable[[str], None]
+) -> None:
+    """SQL-9: what the library itself writes; what a driver's exception says is in test_failures."""
+
+    def wrong(connection: Connection) -> None:
+        connection.execute(text("SELECT :value FROM absent"), {"value": CANARY})
+
+    with caplog.at_level(logging.DEBUG):
+        with pytest.raises(Exception) as failed:
+            await moves.run(wrong)
+        armed("C7:raise")
+        await moves.run(
+            lambda connection: connection.execute(text("SELECT :value"), {"value": CANARY}).scalar(),
+            lost_commit="C7",
+        )
+    assert "runs again" in caplog.text
+    assert CANARY not in str(failed.value)
+    assert CANARY not in "".join(
+        record.getMessage() for record in caplog.records if record.name.startswith("saga")
+    )
+
+
+@pytest.mark.parametrize(
+    "address", ["postgresql://u:canary-4711@h:x/y", "canary-4711", "mysql://u:canary-4711@h/y"]
+)
+def test_an_address_that_does_not_fit_is_refused_without_its_password(address: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        async_url(address)
+    assert CANARY not in refused.value.text + repr(refused.value)
+    assert refused.value.__cause__ is None
+    assert refused.value.__suppress_context__ or refused.value.__context__ is None
+
+
+@pytest.mark.parametrize("address", ["sqlite://", "sqlite:///:memory:", "sqlite+pysqlite:///x.db"])
+def test_sqlite_needs_a_file_and_our_driver(address: str) -> None:
+    """LITE-6: a memory database is gone with its connection."""
+    with pytest.raises(ConfigurationError):
+        async_url(address)
+
+
+@pytest.mark.stack("postgres-rabbitmq")
+async def test_a_missing_table_is_raised_as_it_is(moves_on_postgres: Database) -> None:
+    with pytest.raises(ProgrammingError):
+        await moves_on_postgres.run(lambda connection: connection.execute(text("SELECT * FROM absent")))

@@ -1,0 +1,297 @@
+"""The table of failures, against the real drivers: what each error is, what it means, and what may be logged of it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection, create_engine, text
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from saga.storage.sqlalchemy.failures import Failure, classify, describe, sqlstate
+from tests.proxy import ProxyFactory
+
+CANARY = "canary-4711"
+
+
+def raising(state: str) -> str:
+    return f"DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '{state}'; END $$"
+
+
+ASYNCPG: dict[str, tuple[str, Failure]] = {
+    "serialization failure": (raising("40001"), Failure.BUSY),
+    "deadlock": (raising("40P01"), Failure.BUSY),
+    "lock not available": ("SET LOCAL lock_timeout = 1; LOCK TABLE held", Failure.BUSY),
+    "statement timeout": ("SET LOCAL statement_timeout = 1; SELECT pg_sleep(5)", Failure.BUSY),
+    "too many connections": (raising("53300"), Failure.LOST),
+    "server shuts down": (raising("57P01"), Failure.LOST),
+    "server crashed": (raising("57P02"), Failure.LOST),
+    "server starts": (raising("57P03"), Failure.LOST),
+    "connection failure": (raising("08006"), Failure.LOST),
+    "backend killed": ("SELECT pg_terminate_backend(pg_backend_pid())", Failure.LOST),
+    "unique key": ("INSERT INTO moves VALUES (1, 'x')", Failure.FATAL),
+    "check": ("INSERT INTO moves VALUES (-1, 'x')", Failure.FATAL),
+    "null": ("INSERT INTO moves VALUES (2, NULL)", Failure.FATAL),
+    "no such table": ("SELECT * FROM absent", Failure.FATAL),
+    "no such feature": (raising("0A000"), Failure.FATAL),
+    "disk full": (raising("53100"), Failure.FATAL),
+    "division by zero": ("SELECT 1 / 0", Failure.FATAL),
+}
+
+
+@pytest.fixture
+async def engine(postgres_url: str) -> AsyncIterator[AsyncEngine]:
+    """A plain engine, without what `Database` adds."""
+    engine = create_async_engine(postgres_url)
+    async with engine.begin() as connection:
+        await connection.execute(
+            text(
+                "CREATE TABLE moves (id int PRIMARY KEY CONSTRAINT positive CHECK (id > 0), body text NOT NULL)"
+            )
+        )
+        await connection.execute(text("CREATE TABLE held (id int)"))
+        await connection.execute(text(f"INSERT INTO moves VALUES (1, '{CANARY}')"))
+    yield engine
+    await engine.dispose()
+
+
+@asynccontextmanager
+async def held(engine: AsyncEngine) -> AsyncIterator[None]:
+    async with engine.connect() as connection:
+        await connection.execute(text("LOCK TABLE held"))
+        yield
+
+
+async def provoke(engine: AsyncEngine, statements: str) -> BaseException:
+    """Return what a driver raises, whatever it is: several are no errors of SQLAlchemy's."""
+    try:
+        async with engine.connect() as connection:
+            for statement in [statements] if statements.startswith("DO") else statements.split("; "):
+                await connection.execute(text(statement))
+    except Exception as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+@pytest.mark.stack("postgres-rabbitmq")
+@pytest.mark.parametrize("case", ASYNCPG)
+async def test_asyncpg(engine: AsyncEngine, case: str) -> None:
+    """SQL-5."""
+    statements, meaning = ASYNCPG[case]
+    async with held(engine):
+        assert classify(await provoke(engine, statements)) is meaning
+
+
+@pytest.mark.stack("postgres-rabbitmq")
+async def test_quirk_asyncpg_reports_a_serialization_failure_as_no_operational_error(
+    engine: AsyncEngine,
+) -> None:
+    """SQL-5: so the class tells nothing and the SQLSTATE decides."""
+    error = await provoke(engine, raising("40001"))
+    assert type(error) is DBAPIError
+    assert sqlstate(error) == "40001"
+
+
+@pytest.mark.stack("postgres-rabbitmq")
+async def test_quirk_asyncpg_reports_a_killed_backend_with_its_state_or_without_one(
+    engine: AsyncEngine,
+) -> None:
+    """SQL-5: by the statement that is running it has a state, by the next one it is an InterfaceError without."""
+    running = await provoke(engine, "SELECT pg_terminate_backend(pg_backend_pid())")
+    assert isinstance(running, DBAPIError)
+    async with engine.connect() as victim, engine.connect() as killer:
+        pid = (await victim.execute(text("SELECT pg_backend_pid()"))).scalar_one()
+        kill = text("SELECT pg_terminate_backend(:pid, 5000)")
+        assert (await killer.execute(kill, {"pid": pid})).scalar_one()
+        with pytest.raises(DBAPIError) as lost:
+            await victim.execute(text("SELECT 1"))
+    assert isinstance(lost.value, InterfaceError)
+    assert (sqlstate(lost.value), lost.value.connection_invalidated) == ("", True)
+    assert classify(lost.value) is Failure.LOST
+
+
+@pytest.mark.stack("postgres-rabbitmq")
+async def test_quirk_a_cut_at_commit_raises_although_the_row_is_there(
+    engine: AsyncEngine, postgres_url: str, proxy: ProxyFactory
+) -> None:
+    """SQL-1: with `connection_invalidated`, which is what makes it LOST."""
+    link = await proxy(postgres_url)
+    through = create_async_engine(link.url)
+    async with through.connect() as connection:
+        await connection.execute(text("INSERT INTO moves VALUES (7, 'x')"))
+        link.cut_at_commit()
+        with pytest.raises(DBAPIError) as lost:
+            await connection.commit()
+    await through.dispose()
+    assert lost.value.connection_invalidated
+    assert classify(lost.value) is Failure.LOST
+    async with engine.connect() as connection:
+        assert (await connection.execute(text("SELECT count(*) FROM moves WHERE id = 7"))).scalar_one() == 1
+
+
+@pytest.mark.stack("postgres-rabbitmq")
+async def test_quirk_ddl_under_a_live_connection_spoils_its_next_transaction_once(
+    engine: AsyncEngine,
+) -> None:
+    """PG-5: a migration beside running processes; the second run of the function is fine."""
+    select = text("SELECT * FROM moves")
+    async with engine.connect() as connection:
+        await connection.execute(select)
+        await connection.commit()
+        async with engine.begin() as other:
+            await other.execute(text("ALTER TABLE moves ADD COLUMN note text"))
+        with pytest.raises(DBAPIError) as stale:
+            await connection.execute(select)
+        await connection.rollback()
+        assert type(stale.value.orig).__name__ == "InvalidCachedStatementError"
+        assert classify(stale.value) is Failure.BUSY
+        await connection.execute(select)
+
+
+@pytest.mark.stack("postgres-rabbitmq")
+async def test_connections_that_cannot_be_made(postgres_url: str) -> None:
+    """SQL-5: what fails before there is a connection comes as a builtin, or as the driver's without its class."""
+
+    async def connect(url: str, **arguments: object) -> BaseException:
+        engine = create_async_engine(url, connect_args=arguments)
+        try:
+            return await provoke(engine, "SELECT 1")
+        finally:
+            await engine.dispose()
+
+    refused = await connect("postgresql+asyncpg://u@127.0.0.1:1/x")
+    assert (type(refused), classify(refused)) == (ConnectionRefusedError, Failure.LOST)
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the system accepts, nobody ever answers
+        port = silent.getsockname()[1]
+        late = await connect(f"postgresql+asyncpg://u@127.0.0.1:{port}/x", timeout=0.2)
+    assert (type(late), classify(late)) == (TimeoutError, Failure.LOST)
+
+    absent = await connect(postgres_url.rpartition("/")[0] + "/no_such_database")
+    assert (sqlstate(absent), classify(absent)) == ("3D000", Failure.FATAL)
+
+
+@pytest.mark.stack("postgres-rabbitmq")
+async def test_a_command_that_times_out_in_the_driver_loses_its_connection(postgres_url: str) -> None:
+    """SQL-5, SQL-6: a builtin TimeoutError."""
+    engine = create_async_engine(postgres_url, connect_args={"command_timeout": 0.2})
+    error = await provoke(engine, "SELECT pg_sleep(5)")
+    await engine.dispose()
+    assert (type(error), classify(error)) == (TimeoutError, Failure.LOST)
+
+
+@pytest.mark.stack("postgres-rabbitmq")
+async def test_a_pool_without_a_free_connection_is_busy(postgres_url: str) -> None:
+    """SQL-7: SQLAlchemy's TimeoutError is neither a DBAPIError nor the builtin."""
+    engine = create_async_engine(postgres_url, pool_size=1, max_overflow=0, pool_timeout=0.01)
+    async with engine.connect():
+        error = await provoke(engine, "SELECT 1")
+    await engine.dispose()
+    assert (type(error), classify(error)) == (PoolTimeout, Failure.BUSY)
+
+
+@pytest.mark.stack("postgres-rabbitmq")
+async def test_quirk_asyncpgs_own_text_holds_the_rows_values_and_only_the_wrapper_drops_it(
+    postgres_url: str,
+) -> None:
+    """SQL-9: so what is logged is class, state and constraint, never a text."""
+    engine = create_async_engine(postgres_url, hide_parameters=True)
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE cards (number text CONSTRAINT one_card PRIMARY KEY)"))
+    insert = text("INSERT INTO cards VALUES (:number)")
+    async with engine.begin() as connection:
+        await connection.execute(insert, {"number": CANARY})
+    with pytest.raises(IntegrityError) as duplicate:
+        async with engine.begin() as connection:
+            await connection.execute(insert, {"number": CANARY})
+    await engine.dispose()
+    cause = duplicate.value.orig
+    assert cause is not None
+    assert CANARY not in str(duplicate.value)
+    assert CANARY in str(getattr(cause.__cause__, "detail", ""))
+    assert describe(duplicate.value) == "UniqueViolationError 23505 one_card"
+
+
+@pytest.mark.parametrize(
+    ("error", "meaning"),
+    [
+        (ConnectionResetError(), Failure.LOST),
+        (TimeoutError(), Failure.LOST),
+        (OSError(113, "no route"), Failure.LOST),
+        (ValueError("ours"), Failure.FATAL),
+        (asyncio.CancelledError(), Failure.FATAL),
+        (KeyboardInterrupt(), Failure.FATAL),
+    ],
+)
+def test_errors_that_no_driver_wrapped(error: BaseException, meaning: Failure) -> None:
+    assert classify(error) is meaning
+
+
+# --- SQLite -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def connect(tmp_path: Path) -> Iterator[Callable[..., Connection]]:
+    """`connect()` gives connections to one WAL file, in the driver's own mode unless told otherwise."""
+    engines = list[Connection]()
+
+    def open_(**arguments: object) -> Connection:
+        engine = create_engine(
+            f"sqlite:///{tmp_path / 'x.db'}", connect_args={"timeout": 0.0, **arguments}, hide_parameters=True
+        )
+        connection = engine.connect()
+        connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+        connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS moves (id INTEGER PRIMARY KEY, n INTEGER)")
+        connection.commit()
+        engines.append(connection)
+        return connection
+
+    yield open_
+    for connection in engines:
+        connection.close()
+        connection.engine.dispose()
+
+
+@pytest.mark.stack("sqlite")
+def test_sqlite_a_locked_database_is_busy(connect: Callable[..., Connection]) -> None:
+    """SQL-5."""
+    holder, other = connect(isolation_level=None), connect(isolation_level=None)
+    holder.exec_driver_sql("BEGIN IMMEDIATE")
+    with pytest.raises(OperationalError) as busy:
+        other.exec_driver_sql("BEGIN IMMEDIATE")
+    assert classify(busy.value) is Failure.BUSY
+    assert describe(busy.value) == "OperationalError SQLITE_BUSY"
+
+
+@pytest.mark.stack("sqlite")
+def test_quirk_a_read_that_becomes_a_write_fails_at_once_after_a_foreign_commit(
+    connect: Callable[..., Connection],
+) -> None:
+    """LITE-1: it ignores the busy timeout, so our transactions begin as writers."""
+    reader, writer = connect(isolation_level=None, timeout=30.0), connect(isolation_level=None)
+    reader.exec_driver_sql("BEGIN")
+    reader.exec_driver_sql("SELECT * FROM moves")
+    writer.exec_driver_sql("INSERT INTO moves VALUES (1, 1)")
+    with pytest.raises(OperationalError) as busy:
+        reader.exec_driver_sql("INSERT INTO moves VALUES (2, 1)")
+    assert describe(busy.value) == "OperationalError SQLITE_BUSY_SNAPSHOT"
+    assert classify(busy.value) is Failure.BUSY
+
+
+@pytest.mark.stack("sqlite")
+@pytest.mark.parametrize(
+    "statement",
+    ["INSERT INTO moves VALUES (1, 1)", "SELECT * FROM absent", "SELEC"],
+)
+def test_sqlite_what_is_wrong_stays_wrong(connect: Callable[..., Connection], statement: str) -> None:
+    connection = connect()
+    connection.exec_driver_sql("INSERT INTO moves VALUES (1, 1)")
+    with pytest.raises(DBAPIError) as wrong:
+        connection.exec_driver_sql(statement)
+    assert classify(wrong.value) is Failure.FATAL

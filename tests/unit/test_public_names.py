@@ -1,0 +1,32 @@
+"""The public names: nothing is exported by accident, nothing disappears unnoticed."""
+
+from __future__ import annotations
+
+import pytest
+
+import saga
+
+pytestmark = [pytest.mark.stack("pure"), pytest.mark.feature("I-07")]
+
+# Adding a name is one line here and a line in CHANGELOG.md; removing one needs a deprecation first.
+NAMES = """
+    COMPENSATABLE PIVOT READ_ONLY RETRIABLE
+    Activity ActivityContext Participant Refused Result RetryAfter RetryPolicy Saga StepKind make
+    AlreadyClosed AlreadyOpen BrokerFull BrokerUnavailable ConfigurationError DefinitionChanged DefinitionError
+    DuplicateActivity MessageInvalid MissingCapability MissingExtra PastCompensation PastPivot PayloadInvalid
+    PayloadTooLarge ResultTimeout SagaCompensated SagaEnded SagaError SagaNotFound SchemaMismatch SessionIsManaged
+    StartConflict StorageBusy StorageUnavailable TopologyMismatch UnknownSaga UnsupportedDatabase WouldDeadlock
+    WrongDatabase
+""".split()
+
+
+def test_the_public_names_are_these() -> None:
+    assert sorted(saga.__all__) == sorted(NAMES)
+    assert len(set(saga.__all__)) == len(saga.__all__)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_public_name_is_there_and_says_what_it_is(name: str) -> None:
+    value = getattr(saga, name)
+
+    assert value.__doc__
