@@ -104,9 +104,7 @@ class Service:
         self._queues = Queues(broker, prefix)
         self._prefetch = prefetch
         options = {"pool_size": pool_size, "max_overflow": 0, "pool_use_lifo": True}
-        self._slots = asyncio.Semaphore(
-            pool_size
-        )  # the pool is not fair: newcomers would overtake who waits for long
+        self._slots = asyncio.Semaphore(pool_size)  # the pool itself lets newcomers overtake those who wait
         self._engine: Any = create_async_engine(database, **options) if database is not None else None
 
     async def stop(self) -> None:

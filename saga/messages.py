@@ -255,9 +255,13 @@ def decode_replies(body: bytes) -> Sequence[Reply]:
 
 def _decode(body: bytes, one: TypeAdapter[M], many: TypeAdapter[list[M]]) -> list[M]:
     try:
+        if b"NaN" in body or b"Infinity" in body:
+            from_json(body, allow_inf_nan=False)  # the parser below takes these words for numbers (PYD-1)
         return many.validate_json(body) if body.lstrip()[:1] == b"[" else [one.validate_json(body)]
     except ValidationError as error:
         raise MessageInvalid(field_paths(error)) from None
+    except ValueError:
+        raise MessageInvalid("The body is not JSON: NaN and Infinity are no JSON values.") from None
 
 
 def field_paths(error: ValidationError) -> str:

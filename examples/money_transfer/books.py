@@ -42,6 +42,10 @@ class Books:
         """Return what one transfer moved, each bank's rows in their order."""
         return [move for move in self.moves if move.transfer == transfer]
 
+    def moved(self, account: str) -> int:
+        """Return what the ledgers say an account gained since it was opened."""
+        return sum(move.delta for move in self.moves if move.account == account)
+
     @property
     def on_the_way(self) -> int:
         """What was withdrawn and neither deposited nor refunded, in cents."""

@@ -28,16 +28,19 @@ from examples.money_transfer.books import Auditor, PostgresAuditor, SqliteAudito
 from examples.money_transfer.processes import POLL_SECONDS, Child, DemoError
 from examples.money_transfer.scenarios import OPENING
 from examples.money_transfer.transfer import Transfer, accounts, ledger, metadata, notifications
+from saga.messages import commands_channel, parking_channel, replies_channel
 from saga.storage.sqlalchemy import schema as schemas
 from saga.storage.sqlalchemy.database import async_url
 
 STAGE: Final = "examples.money_transfer.stage"
 STARTER: Final = "starter"
 PLAY_SECONDS_MAX: Final = 45.0
+CONNECT_SECONDS_MAX: Final = 10.0
 LATE_SECONDS_MAX: Final = 3.0
 """How long a point that is passed after the end, an ack for instance, may take to fire."""
 
 Environment = Mapping[str, str]
+Opening = Mapping[str, Mapping[str, int]]
 
 
 @dataclass
@@ -52,13 +55,17 @@ class Layout(ABC):
     """The databases and processes of one form of the demo, alive between `__enter__` and `__exit__`."""
 
     title: ClassVar[str]
-    services: ClassVar[Mapping[str, Sequence[str]]]
-    """Arguments of the processes that run all the time, by name."""
+    services: ClassVar[Sequence[str]]
+    """The processes that run all the time, beside the starter."""
     auditor: Auditor
 
-    def __init__(self, sabotage: str = "") -> None:
+    def __init__(self, sabotage: str = "", *, opening: Opening = OPENING, stage: str = STAGE) -> None:
+        """`stage` is the module of the processes' apps, `opening` what the banks begin with."""
+        self._opening = opening
+        self._stage = stage
         self._running: dict[str, Child] = {}
         self._faults: dict[str, Environment] = {}
+        self._order = ""
         self._deaths: Counter[str] = Counter()
         self._environment: dict[str, str] = {"DEMO_SABOTAGE": sabotage}
         self._stack = ExitStack()
@@ -70,7 +77,7 @@ class Layout(ABC):
             self._make(stack)
             stack.callback(self._end_all)
             for name in self.services:
-                self._launch(name)
+                self.launch(name)
             for child in self._running.values():
                 child.wait_until_ready()
             self._stack = stack.pop_all()
@@ -84,8 +91,8 @@ class Layout(ABC):
         """Make databases and accounts; give the stack what is to be removed."""
 
     @abstractmethod
-    def _starter(self) -> Sequence[str]:
-        """Return the arguments of the process that starts a transfer and waits for its end."""
+    def _arguments(self, name: str, order: str) -> Sequence[str]:
+        """Return the arguments of a process; the starter's begins the order and waits for its end."""
 
     @abstractmethod
     def home(self, step: str) -> str:
@@ -102,14 +109,14 @@ class Layout(ABC):
             wanted = faults.get(name, {})
             if wanted != self._faults[name]:
                 self._running[name].end()
-                self._launch(name, wanted)
+                self.launch(name, wanted)
                 self._running[name].wait_until_ready()
-        self._launch(STARTER, faults.get(STARTER, {}), order)
+        self.launch(STARTER, faults.get(STARTER, {}), order.model_dump_json())
         deadline = time.monotonic() + PLAY_SECONDS_MAX
         while (starter := self._running[STARTER]).status is None or starter.killed:
             if time.monotonic() > deadline:
                 raise starter.failure(f"did not end within {PLAY_SECONDS_MAX:g} s")
-            self._raise_the_dead(order)
+            self.raise_the_dead()
             time.sleep(POLL_SECONDS)
         if starter.status:
             raise starter.failure("failed")
@@ -120,26 +127,33 @@ class Layout(ABC):
         armed = [name for name in self.services if "SAGA_FAIL" in faults.get(name, {})]
         deadline = time.monotonic() + LATE_SECONDS_MAX
         while armed and not self._deaths.total() and time.monotonic() < deadline:
-            self._raise_the_dead(None)
+            self.raise_the_dead()
             time.sleep(POLL_SECONDS)
         for name in armed:
             self._running[name].wait_until_ready()
 
-    def _raise_the_dead(self, order: Transfer | None) -> None:
+    def raise_the_dead(self) -> Counter[str]:
+        """Start again, without its fault, what SIGKILL ended; return how often each process was killed in this play.
+
+        Raises DemoError if a process ended in another way; the starter may.
+        """
         for name, child in list(self._running.items()):
             if child.killed:
                 self._deaths[name] += 1
-                self._launch(name, order=order)
+                self.launch(name, {}, self._order)
             elif child.status is not None and name != STARTER:
                 raise child.failure("ended by itself")
+        return self._deaths
 
-    def _launch(
-        self, name: str, environment: Environment | None = None, order: Transfer | None = None
-    ) -> None:
-        arguments = self.services.get(name) or [*self._starter(), order.model_dump_json() if order else ""]
-        settings = {**self._environment, **(environment or {})}
+    def launch(self, name: str, environment: Environment | None = None, order: str = "") -> Child:
+        """Start a process, with more in its environment than all have."""
         self._faults[name] = dict(environment or {})
-        self._running[name] = Child(name, arguments, settings, self.directory)
+        if name == STARTER:
+            self._order = order
+        arguments = self._arguments(name, self._order)
+        settings = {**self._environment, **self._faults[name]}
+        self._running[name] = child = Child(name, arguments, settings, self.directory)
+        return child
 
     def _end_all(self) -> None:
         for child in self._running.values():
@@ -150,16 +164,17 @@ class Embedded(Layout):
     """Everything in one process: it starts the transfer, coordinates it and does its steps."""
 
     title = "embedded: one process, one SQLite file, the in-process broker"
-    services: ClassVar[Mapping[str, Sequence[str]]] = {}
+    services: ClassVar[Sequence[str]] = ()
 
     def _make(self, stack: ExitStack) -> None:
         path = self.directory / "money.db"
         self._environment["DEMO_DATABASE"] = f"sqlite:///{path}"
-        asyncio.run(_prepare(f"sqlite:///{path}", None, [accounts, ledger, notifications], OPENING))
+        opening = {name: cents for bank in self._opening.values() for name, cents in bank.items()}
+        asyncio.run(_prepare(f"sqlite:///{path}", None, [accounts, ledger, notifications], opening))
         self.auditor = SqliteAuditor(path)
 
-    def _starter(self) -> Sequence[str]:
-        return ["-m", STAGE, "embedded"]
+    def _arguments(self, name: str, order: str) -> Sequence[str]:
+        return ["-m", self._stage, "embedded", order]
 
     def home(self, step: str) -> str:
         return STARTER
@@ -172,22 +187,23 @@ class Servers(Layout):
     """Coordinator, both banks, notifier and starter as processes of their own, each with its role and schema."""
 
     title = "postgres-rabbitmq: coordinator, two banks, notifier and starter as processes of their own"
-    services: ClassVar[Mapping[str, Sequence[str]]] = {
-        "coordinator": ["-m", "saga.cli", "coordinator", f"{STAGE}:coordinator"],
-        "savings": ["-m", "saga.cli", "participant", f"{STAGE}:savings"],
-        "giro": ["-m", "saga.cli", "participant", f"{STAGE}:giro"],
-        "notifier": ["-m", "saga.cli", "participant", f"{STAGE}:notifier"],
-    }
+    services = tuple(SCHEMAS)
     _tables: ClassVar[Mapping[str, Sequence[Table]]] = {
         "savings": [accounts, ledger],
         "giro": [accounts, ledger],
         "notifier": [notifications],
     }
-    _opening: ClassVar[Mapping[str, Sequence[str]]] = {"savings": ["alice"], "giro": ["bob"]}
 
-    def __init__(self, sabotage: str = "", *, database_each: bool = False) -> None:
+    def __init__(
+        self,
+        sabotage: str = "",
+        *,
+        opening: Opening = OPENING,
+        stage: str = STAGE,
+        database_each: bool = False,
+    ) -> None:
         """`database_each` gives every service a database of its own, where there is no snapshot of all of them."""
-        super().__init__(sabotage)
+        super().__init__(sabotage, opening=opening, stage=stage)
         self._database_each = database_each
         try:
             self._postgres_url = os.environ["SAGA_DEMO_POSTGRES_URL"]
@@ -210,12 +226,13 @@ class Servers(Layout):
             stack.callback(server.execute, f"DROP OWNED BY {role} CASCADE", database_url=database)
             server.create_schema(database, schema, owner=role)
             url = server.database_url(database.rpartition("/")[2], role=role, password=password)
-            opening = {name: OPENING[name] for name in self._opening.get(service, ())}
-            asyncio.run(_prepare(url, schema, self._tables.get(service, ()), opening))
+            tables, opening = self._tables.get(service, ()), self._opening.get(service, {})
+            asyncio.run(_prepare(url, schema, tables, opening))
             self._environment[f"MONEY_TRANSFER_{service.upper()}_DATABASE"] = url
             audited[service] = (database, schema)
         self._environment["MONEY_TRANSFER_BROKER"] = self._rabbitmq_url
-        self._environment["DEMO_NAMESPACE"] = f"demo-{secrets.token_hex(4)}"
+        self._environment["DEMO_NAMESPACE"] = namespace = f"demo-{secrets.token_hex(4)}"
+        stack.callback(lambda: asyncio.run(_delete_queues(self._rabbitmq_url, namespace)))
         self.auditor = PostgresAuditor([audited["savings"], audited["giro"]], audited["notifier"])
 
     @staticmethod
@@ -224,8 +241,11 @@ class Servers(Layout):
         stack.callback(server.drop_database, url)
         return url
 
-    def _starter(self) -> Sequence[str]:
-        return ["-m", STAGE, STARTER]
+    def _arguments(self, name: str, order: str) -> Sequence[str]:
+        if name == STARTER:
+            return ["-m", self._stage, STARTER, order]
+        role = "coordinator" if name == "coordinator" else "participant"
+        return ["-m", "saga.cli", role, f"{self._stage}:{name}"]
 
     def home(self, step: str) -> str:
         return {"withdraw": "savings", "deposit": "giro", "notify": "notifier"}[step]
@@ -242,7 +262,7 @@ async def _prepare(url: str, schema: str | None, tables: Sequence[Table], openin
             schemas.upgrade(connection, schema=schema)
         metadata.create_all(connection, tables=tables)
         if opening:
-            rows = [{"id": name, "balance": balance} for name, balance in opening.items()]
+            rows = [{"id": name, "balance": cents} for name, cents in opening.items()]
             connection.execute(insert(accounts), rows)
 
     engine = create_async_engine(async_url(url))
@@ -251,3 +271,15 @@ async def _prepare(url: str, schema: str | None, tables: Sequence[Table], openin
             await connection.run_sync(make)
     finally:
         await engine.dispose()
+
+
+async def _delete_queues(url: str, namespace: str) -> None:
+    """Leave the broker as it was: the queues of one demo are of no use to the next."""
+    import aio_pika
+
+    queues = [replies_channel(namespace), *(commands_channel(namespace, each) for each in SCHEMAS)]
+    async with await aio_pika.connect(url, timeout=CONNECT_SECONDS_MAX) as connection:
+        channel = await connection.channel()
+        for name in queues:
+            for queue in (name, parking_channel(name)):
+                await channel.queue_delete(queue, timeout=CONNECT_SECONDS_MAX)

@@ -15,7 +15,7 @@ from typing import Final
 from examples.money_transfer.books import Books
 from examples.money_transfer.faults import Crash, LostReply
 from examples.money_transfer.layouts import STARTER, Environment, Layout
-from examples.money_transfer.scenarios import OPENING, Scenario
+from examples.money_transfer.scenarios import Scenario
 from examples.money_transfer.stage import OUTCOME, Event, Outcome
 from examples.money_transfer.transfer import Transfer
 from saga.failpoints import POINTS
@@ -42,11 +42,12 @@ class Runner:
         self._layout = layout
         self._random = random.Random(seed)
         self._tell = tell
+        self._opening = layout.auditor.read()
         self._numbers: Counter[str] = Counter()
 
     def run(self, scenarios: Sequence[Scenario]) -> bool:
         """Run the scenarios; return whether all were as expected. The last line told is the sum."""
-        before = self._layout.auditor.read().total
+        before = self._opening.total
         good = 0
         for number, scenario in enumerate(scenarios, 1):
             self._tell(f"\n{number}  {scenario.name}: {scenario.story}")
@@ -64,7 +65,7 @@ class Runner:
         self._tell(
             f"\ndemo: {good} of {len(scenarios)} scenarios as expected; total before {before}, after {after}"
         )
-        return good == len(scenarios) and before == after == sum(OPENING.values())
+        return good == len(scenarios) and before == after
 
     # --- one transfer -------------------------------------------------------------------------
 
@@ -106,11 +107,11 @@ class Runner:
         if notified != scenario.notifications:
             yield f"{notified} notifications instead of {scenario.notifications}"
         for account, balance in books.balances.items():
-            by_ledger = OPENING[account] + sum(move.delta for move in books.moves if move.account == account)
+            by_ledger = self._opening.balances[account] + books.moved(account)
             if balance != by_ledger:
                 yield f"{account} has {balance}, and by the ledger {by_ledger}"
-        if books.total != sum(OPENING.values()):
-            yield f"there were {sum(OPENING.values())} in all, and now there are {books.total}"
+        if books.total != self._opening.total:
+            yield f"there were {self._opening.total} in all, and now there are {books.total}"
 
     # --- faults -------------------------------------------------------------------------------
 

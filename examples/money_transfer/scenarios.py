@@ -7,8 +7,8 @@ from typing import Final
 
 from examples.money_transfer.faults import Crash, Fault, LostReply
 
-OPENING: Final = {"alice": 50_000, "bob": 30_000}
-"""Alice saves, Bob has a giro account; balances in cents."""
+OPENING: Final = {"savings": {"alice": 50_000}, "giro": {"bob": 30_000}}
+"""Which accounts the banks open, and with how many cents."""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ from saga.payloads import NONE, Codec, codec
 from saga.retry import COMPENSATION, RetryPolicy
 
 I = TypeVar("I")  # noqa: E741 - I for the saga's input, R for its result, X for the input of a step
-R = TypeVar("R")
+R = TypeVar("R", covariant=True)
 X = TypeVar("X")
 
 CONTENT_FORMAT: Final = 1
@@ -365,7 +365,9 @@ def _checked(
 
     `before` are the steps whose outputs are there, `known` all steps that are declared so far.
     """
-    types = {SAGA_INPUT: input.type, **{draft.name: draft.activity.output.type for draft in before}}
+    types = {SAGA_INPUT: input.type}
+    if sources(expression) - types.keys():
+        types |= {draft.name: draft.activity.output.type for draft in before}
     try:
         resolved = resolve(expression, lambda ref: _step_of(ref, known, what))
         check(resolved, wanted, types, what=what)

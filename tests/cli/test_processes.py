@@ -96,8 +96,9 @@ def next_line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
-@pytest.mark.parametrize("role", ["coordinator", "participant"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("role", "number"), [("coordinator", signal.SIGTERM), ("participant", signal.SIGINT)]
+)
 def test_the_first_signal_lets_the_app_hand_everything_back(
     shop: Path, role: str, number: signal.Signals
 ) -> None:

@@ -9,15 +9,52 @@ import saga
 pytestmark = [pytest.mark.stack("pure"), pytest.mark.feature("I-07")]
 
 # Adding a name is one line here and a line in CHANGELOG.md; removing one needs a deprecation first.
-NAMES = """
-    COMPENSATABLE PIVOT READ_ONLY RETRIABLE
-    Activity ActivityContext Participant Refused Result RetryAfter RetryPolicy Saga StepKind make
-    AlreadyClosed AlreadyOpen BrokerFull BrokerUnavailable ConfigurationError DefinitionChanged DefinitionError
-    DuplicateActivity MessageInvalid MissingCapability MissingExtra PastCompensation PastPivot PayloadInvalid
-    PayloadTooLarge ResultTimeout SagaCompensated SagaEnded SagaError SagaNotFound SchemaMismatch SessionIsManaged
-    StartConflict StorageBusy StorageUnavailable TopologyMismatch UnknownSaga UnsupportedDatabase WouldDeadlock
-    WrongDatabase
-""".split()
+NAMES = (
+    "COMPENSATABLE",
+    "PIVOT",
+    "READ_ONLY",
+    "RETRIABLE",
+    "Activity",
+    "ActivityContext",
+    "Participant",
+    "Refused",
+    "Result",
+    "RetryAfter",
+    "RetryPolicy",
+    "Saga",
+    "StepKind",
+    "make",
+    "AlreadyClosed",
+    "AlreadyOpen",
+    "BrokerFull",
+    "BrokerUnavailable",
+    "ConfigurationError",
+    "DefinitionChanged",
+    "DefinitionError",
+    "DuplicateActivity",
+    "MessageInvalid",
+    "MissingCapability",
+    "MissingExtra",
+    "PastCompensation",
+    "PastPivot",
+    "PayloadInvalid",
+    "PayloadTooLarge",
+    "ResultTimeout",
+    "SagaCompensated",
+    "SagaEnded",
+    "SagaError",
+    "SagaNotFound",
+    "SchemaMismatch",
+    "SessionIsManaged",
+    "StartConflict",
+    "StorageBusy",
+    "StorageUnavailable",
+    "TopologyMismatch",
+    "UnknownSaga",
+    "UnsupportedDatabase",
+    "WouldDeadlock",
+    "WrongDatabase",
+)
 
 
 def test_the_public_names_are_these() -> None:

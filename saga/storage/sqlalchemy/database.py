@@ -266,8 +266,8 @@ def _queue_writers(engine: AsyncEngine, writer: asyncio.Lock) -> None:
     @event.listens_for(sync, "connect")
     def configure(raw: Any, _record: Any) -> None:
         cursor = raw.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            cursor.execute(f"PRAGMA {pragma}")
+        for pragma in ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=FULL", "PRAGMA foreign_keys=ON"):
+            cursor.execute(pragma)
         cursor.close()
 
     @event.listens_for(sync, "begin")

@@ -11,7 +11,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Token
-from types import TracebackType
 from typing import Any, Final, NoReturn, TypeVar
 
 from sqlalchemy import Connection
@@ -112,9 +111,7 @@ class SqlHandlerTransaction:
             self._token = handler_writes_to.set(self._database.url.database)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         try:
             if self._open:
                 await self._end(discard)

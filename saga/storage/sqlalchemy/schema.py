@@ -356,18 +356,15 @@ def _check_sqlite(connection: Connection) -> None:
     if tuple(int(part) for part in version.split(".")[:2]) < SQLITE_MIN:
         raise UnsupportedDatabase(f"SQLite {version} is too old; 3.35 or later is needed.")
     for pragma, wanted, name in (
-        ("journal_mode", "wal", "WAL"),
-        ("synchronous", 2, "FULL"),
-        ("foreign_keys", 1, "on"),
+        ("PRAGMA journal_mode", "wal", "WAL"),
+        ("PRAGMA synchronous", 2, "FULL"),
+        ("PRAGMA foreign_keys", 1, "on"),
     ):
-        found = connection.exec_driver_sql(_PRAGMAS[pragma]).scalar()
+        found = connection.exec_driver_sql(pragma).scalar()
         if found != wanted:
             raise UnsupportedDatabase(
-                f"SQLite's {pragma} is {found}, not {name}; is the file on a network disk?"
+                f"SQLite: {pragma} is {found}, not {name}; is the file on a network disk?"
             )
-
-
-_PRAGMAS: Final = {name: f"PRAGMA {name}" for name in ("journal_mode", "synchronous", "foreign_keys")}
 
 
 def _check_postgresql(connection: Connection, clock: Clock) -> None:

@@ -1,0 +1,116 @@
+"""A right program: every way to declare activities and steps."""
+
+from datetime import timedelta
+from typing import assert_type
+
+from pydantic import BaseModel
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from saga import (
+    PIVOT,
+    READ_ONLY,
+    RETRIABLE,
+    Activity,
+    ActivityContext,
+    Participant,
+    Refused,
+    Result,
+    RetryPolicy,
+    Saga,
+    make,
+)
+
+
+class Transfer(BaseModel):
+    source: str
+    target: str
+    amount: int
+
+
+class Receipt(BaseModel):
+    reference: str
+
+
+class Deposit(BaseModel):
+    account: str
+    amount: int
+    reference: str | None = None
+
+
+class Summary(BaseModel):
+    first: str
+    second: str
+
+
+accounts = Participant("accounts", start_to_close=timedelta(seconds=30))
+
+
+@accounts.activity
+async def withdraw(transfer: Transfer, session: AsyncSession) -> Receipt:
+    if transfer.amount < 0:
+        raise Refused("negative", {"amount": transfer.amount})
+    return Receipt(reference="w")
+
+
+@withdraw.compensation
+async def refund(transfer: Transfer, session: AsyncSession) -> None: ...
+
+
+@accounts.activity(kind=PIVOT, retry=RetryPolicy(attempts=3))
+async def deposit(order: Deposit, session: AsyncSession, context: ActivityContext) -> Receipt:
+    return Receipt(reference=context.operation_key)
+
+
+@accounts.activity(batch=100, no_compensation="only a note")
+async def note(transfers: list[Transfer], session: AsyncSession) -> list[Receipt | Refused]:
+    return [Receipt(reference=each.source) for each in transfers]
+
+
+@accounts.activity
+async def reserve(transfer: Transfer) -> Result[Receipt, int]:
+    return Result(Receipt(reference="r"), undo=transfer.amount)
+
+
+@reserve.compensation(start_to_close=None)
+async def release(transfer: Transfer, undo: int | None) -> None: ...
+
+
+look = accounts.contract("look", str, Receipt, kind=READ_ONLY)
+notify = accounts.contract("notify", Transfer, type(None), kind=RETRIABLE)
+
+start = Saga("transfer", Transfer)
+assert_type(start, Saga[Transfer, None])
+assert_type(start.input.amount, int)
+assert_type(withdraw.out, Receipt)
+assert_type(reserve.out.reference, str)
+assert_type(note.out, Receipt)
+assert_type(withdraw.at("second").out.reference, str)
+
+whole = (
+    start.step(withdraw)
+    .step(withdraw, name="second", retry=RetryPolicy(attempts=2), start_to_close=None)
+    .step(reserve)
+    .step(note)
+    .step(look, start.input.source)
+    .step(look, withdraw.at("second").out.reference, name="look-again")
+    .step(
+        deposit,
+        make(Deposit, account=start.input.target, amount=start.input.amount, reference=reserve.out.reference),
+    )
+    .step(notify)
+)
+assert_type(whole, Saga[Transfer, None])
+assert_type(whole.returns(deposit.out), Saga[Transfer, Receipt])
+assert_type(whole.returns(deposit.out.reference), Saga[Transfer, str])
+assert_type(
+    whole.returns(make(Summary, first=deposit.out.reference, second=reserve.out.reference)),
+    Saga[Transfer, Summary],
+)
+
+
+def served(activity: Activity[Transfer, Receipt, ...]) -> Saga[Transfer, Receipt]:
+    return Saga("other", Transfer).step(activity).returns(activity.out)
+
+
+async def unit_test(session: AsyncSession) -> None:
+    await withdraw(Transfer(source="a", target="b", amount=1), session)
