@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -24,40 +24,49 @@ from devservices import Unavailable
 
 STACKS: Final = ("postgres-rabbitmq",)
 LATEST: Final = Path(__file__).parent / "results" / "latest.jsonl"
-NAIVE, SAGA = Contender("naive"), Contender("saga")
-VARIANTS: Final = {
-    "pool": Contender("naive", pool_factor=2),
-    "prefetch": Contender("naive", prefetch_factor=2),
-}
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """One place of the matrix."""
+class Group:
+    """What is measured side by side. The naive form knows no batches: its `business` stands beside both forms."""
 
     workload: str
-    participants: str
     in_flight: int
-
-    def __str__(self) -> str:
-        return f"{self.workload}/{self.participants}/{self.in_flight}"
+    contenders: tuple[Contender, ...]
 
     @property
     def timing(self) -> Timing:
         if self.in_flight == 1:
-            # the bars ask for the median of at least five pairs, where three will do for the batches
-            return Timing(0.5, 2.0, 3 if self.participants == "business-batch" else 7)
-        return Timing(1.5, 4.0, 3)
+            return Timing(0.4, 1.8, 7)  # the bars ask for the median of at least five pairs
+        return Timing(1.0, 4.0, 3)
 
 
-def cells(*, quick: bool, only: Sequence[str]) -> Iterator[Cell]:
-    """Yield the matrix, or what of it matches `only` (a part of the name, e.g. `business/500`)."""
-    for workload in WORKLOADS[:1] if quick else WORKLOADS:
-        for in_flight in (500, 1) if quick else (500, 64, 1):
-            for participants in PARTICIPANTS:
-                cell = Cell(workload, participants, in_flight)
-                if not only or any(part in str(cell) for part in only):
-                    yield cell
+STATELESS: Final = (Contender("naive", "stateless"), Contender("saga", "stateless"))
+BUSINESS: Final = (
+    Contender("naive", "business"),
+    Contender("saga", "business"),
+    Contender("saga", "business-batch"),
+)
+
+
+def groups(options: argparse.Namespace) -> Iterator[Group]:
+    """Yield the matrix, or what of it was asked for."""
+    for workload in WORKLOADS[:1] if options.quick else WORKLOADS:
+        for in_flight in (500, 1) if options.quick else (500, 64, 1):
+            for contenders in (STATELESS, BUSINESS):
+                wanted = tuple(
+                    each
+                    for each in contenders
+                    if options.system in (None, each.system)
+                    and _matches(options.only, each.participants, f"{workload}/{{}}/{in_flight}")
+                )
+                if any(each.system != "naive" for each in wanted) or options.system == "naive":
+                    yield Group(workload, in_flight, wanted)
+
+
+def _matches(only: Sequence[str], participants: str, name: str) -> bool:
+    forms = ("business", "business-batch") if participants == "business" else (participants,)
+    return not only or any(part in name.format(form) for part in only for form in forms)
 
 
 async def measure(options: argparse.Namespace) -> int:
@@ -65,13 +74,11 @@ async def measure(options: argparse.Namespace) -> int:
     begun = time.monotonic()
     found: list[Result] = []
     variants: list[bars.Bar] = []
-    contenders = [Contender(name) for name in SYSTEMS if options.system in (None, name)]
     async with stack.start() as servers:
         print(f"{servers.postgres.description}, {servers.rabbitmq.description}, {os.cpu_count()} processors")
-        for cell in cells(quick=options.quick, only=options.only):
-            found += await _measure(servers, cell, contenders)
+        for group in groups(options):
+            found += await _measure(servers, group)
             results.write(options.output, found, servers.versions)
-            print(results.table(found[-len(contenders) :]), flush=True)
         if not options.quick and not options.only and options.system is None:
             variants = await _measure_variants(servers)
     print(f"\n{results.table(found)}\n")
@@ -86,30 +93,31 @@ async def measure(options: argparse.Namespace) -> int:
     return 1 if missed else 0
 
 
-async def _measure(servers: stack.Stack, cell: Cell, contenders: Sequence[Contender]) -> list[Result]:
+async def _measure(servers: stack.Stack, group: Group) -> list[Result]:
     runs = await alternate(
-        servers,
-        contenders,
-        workload=cell.workload,
-        participants=cell.participants,
-        in_flight=cell.in_flight,
-        timing=cell.timing,
+        servers, group.contenders, workload=group.workload, in_flight=group.in_flight, timing=group.timing
     )
-    return [
-        Result(contender.system, cell.workload, cell.participants, cell.in_flight, tuple(its))
-        for contender, its in zip(contenders, runs, strict=True)
+    found = [
+        Result(each.system, group.workload, each.participants, group.in_flight, tuple(its))
+        for each, its in zip(group.contenders, runs, strict=True)
     ]
+    if {"business", "business-batch"} <= {each.participants for each in group.contenders}:
+        found += [
+            replace(each, participants="business-batch")
+            for each in found
+            if (each.system, each.participants) == ("naive", "business")
+        ]
+    return found
 
 
 async def _measure_variants(servers: stack.Stack) -> list[bars.Bar]:
     """See whether the naive form is held back by what it was given."""
     reached = []
-    for participants in ("stateless", "business"):
-        cell = Cell("transfer", participants, 500)
-        plain, *others = await _measure(servers, cell, [NAIVE, *VARIANTS.values()])
-        reached += [
-            bars.check_variant(name, plain, other) for name, other in zip(VARIANTS, others, strict=True)
-        ]
+    for plain, *_ in (STATELESS, BUSINESS):
+        variants = (replace(plain, pool_factor=2), replace(plain, prefetch_factor=2))
+        first, *others = await _measure(servers, Group("transfer", 500, (plain, *variants)))
+        for name, other in zip(("pool", "prefetch"), others, strict=True):
+            reached.append(bars.check_variant(name, first, other))
     return reached
 
 
@@ -118,9 +126,8 @@ async def profile(options: argparse.Namespace) -> int:
     async with stack.start() as servers:
         starting = Side.start(
             servers,
-            Contender(options.system or "saga"),
+            Contender(options.system or "saga", options.participants),
             workload=options.workload,
-            participants=options.participants,
             in_flight=options.in_flight,
         )
         async with starting as side:
@@ -142,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--system", choices=SYSTEMS, help="one system only: no bars then")
     parser.add_argument("--quick", action="store_true", help="transfer only, with 1 and 500 in flight")
     parser.add_argument(
-        "--only", action="append", default=[], metavar="PART", help="cells like transfer/stateless/500"
+        "--only", action="append", default=[], metavar="PART", help="part of transfer/stateless/500"
     )
     parser.add_argument("--output", type=Path, default=LATEST, help="where the JSON lines go")
     verbs = parser.add_subparsers(dest="verb")

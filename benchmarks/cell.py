@@ -1,4 +1,4 @@
-"""One cell of the matrix: both systems side by side, each as two processes, measured in alternating runs."""
+"""Contenders side by side, each as two processes, measured in alternating runs."""
 
 from __future__ import annotations
 
@@ -106,11 +106,15 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A system, or a variant of the naive form."""
+    """A system with a form of participants, or a variant of the naive form."""
 
     system: str
+    participants: str
     pool_factor: int = 1
     prefetch_factor: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.system} {self.participants}"
 
 
 class Side:
@@ -127,7 +131,7 @@ class Side:
     @classmethod
     @asynccontextmanager
     async def start(
-        cls, stack: Stack, contender: Contender, *, workload: str, participants: str, in_flight: int
+        cls, stack: Stack, contender: Contender, *, workload: str, in_flight: int
     ) -> AsyncIterator[Side]:
         """Make its databases and start its processes; check the books at the end."""
 
@@ -136,7 +140,7 @@ class Side:
                 system=contender.system,
                 role=role,
                 workload=workload,
-                participants=participants,
+                participants=contender.participants,
                 name=place.name,
                 database=place.urls.get(role),
                 broker=stack.rabbitmq.url,
@@ -145,7 +149,7 @@ class Side:
                 prefetch_factor=contender.prefetch_factor,
             )
 
-        async with stack.place(contender.system, participants) as place:
+        async with stack.place(contender.system, contender.participants) as place:
             async with (
                 Worker.start(spec("participant")) as participant,
                 Worker.start(spec("coordinator")) as coordinator,
@@ -195,16 +199,13 @@ async def alternate(
     contenders: Sequence[Contender],
     *,
     workload: str,
-    participants: str,
     in_flight: int,
     timing: Timing,
 ) -> list[list[Run]]:
     """Return the runs of each contender: they take turns, and each round begins with another one."""
     async with AsyncExitStack() as running:
         sides = [
-            await running.enter_async_context(
-                Side.start(stack, each, workload=workload, participants=participants, in_flight=in_flight)
-            )
+            await running.enter_async_context(Side.start(stack, each, workload=workload, in_flight=in_flight))
             for each in contenders
         ]
         runs: list[list[Run]] = [[] for _ in contenders]
@@ -214,5 +215,5 @@ async def alternate(
             for place in order[turn % len(order) :] + order[: turn % len(order)]:
                 run = await sides[place].run(timing, in_flight)
                 runs[place].append(run)
-                print(f"  {contenders[place].system} {turn + 1}: {run}", file=sys.stderr, flush=True)
+                print(f"  {contenders[place]} {turn + 1}: {run}", file=sys.stderr, flush=True)
         return runs

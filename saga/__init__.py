@@ -2,6 +2,8 @@
 
 from typing import Final
 
+from saga.app import App
+from saga.client import Client, Description, Handle
 from saga.compensation.kinds import StepKind
 from saga.definition.activity import Activity, Participant
 from saga.definition.builder import Saga
@@ -55,12 +57,16 @@ __all__ = [
     "ActivityContext",
     "AlreadyClosed",
     "AlreadyOpen",
+    "App",
     "BrokerFull",
     "BrokerUnavailable",
+    "Client",
     "ConfigurationError",
     "DefinitionChanged",
     "DefinitionError",
+    "Description",
     "DuplicateActivity",
+    "Handle",
     "MessageInvalid",
     "MissingCapability",
     "MissingExtra",

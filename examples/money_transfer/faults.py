@@ -41,14 +41,11 @@ class Crash:
 Fault = LostReply | Crash
 
 
-class LosingReplies:
-    """A broker that loses the first reply of one step, and writes each loss to a file."""
+class PassingOn:
+    """A broker that does what the one behind it does; a base for those that do not quite."""
 
-    def __init__(self, broker: Broker, *, namespace: str, step: str, log: Path) -> None:
+    def __init__(self, broker: Broker) -> None:
         self._broker = broker
-        self._channel = replies_channel(namespace)
-        self._step = step
-        self._log = log
 
     @property
     def capabilities(self) -> Capabilities:
@@ -61,7 +58,7 @@ class LosingReplies:
         await self._broker.declare(channels)
 
     def publish(self, messages: Sequence[OutMessage]) -> Sequence[asyncio.Future[PublishOutcome]]:
-        return [self._lose() if self._hits(each) else self._broker.publish([each])[0] for each in messages]
+        return self._broker.publish(messages)
 
     async def consume(self, channel: str, *, prefetch: int) -> Consumer:
         return await self._broker.consume(channel, prefetch=prefetch)
@@ -72,6 +69,19 @@ class LosingReplies:
     async def close(self) -> None:
         await self._broker.close()
 
+
+class LosingReplies(PassingOn):
+    """Loses the first reply of one step, and writes that down."""
+
+    def __init__(self, broker: Broker, *, namespace: str, step: str, log: Path) -> None:
+        super().__init__(broker)
+        self._channel = replies_channel(namespace)
+        self._step = step
+        self._log = log
+
+    def publish(self, messages: Sequence[OutMessage]) -> Sequence[asyncio.Future[PublishOutcome]]:
+        return [self._lose() if self._hits(each) else self._broker.publish([each])[0] for each in messages]
+
     def _hits(self, message: OutMessage) -> bool:
         if message.channel != self._channel or self._log.exists():
             return False
@@ -79,9 +89,14 @@ class LosingReplies:
 
     def _lose(self) -> asyncio.Future[PublishOutcome]:
         self._log.write_text(f"{self._step}\n")
-        lost: asyncio.Future[PublishOutcome] = asyncio.get_running_loop().create_future()
-        lost.set_result(PublishOutcome.CONFIRMED)
-        return lost
+        return lost()
+
+
+def lost() -> asyncio.Future[PublishOutcome]:
+    """Return what the publisher of a message hears if it is confirmed and never delivered (RMQ-18)."""
+    outcome: asyncio.Future[PublishOutcome] = asyncio.get_running_loop().create_future()
+    outcome.set_result(PublishOutcome.CONFIRMED)
+    return outcome
 
 
 # --- sabotage ---------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,15 +132,16 @@ class Layout(ABC):
         for name in armed:
             self._running[name].wait_until_ready()
 
-    def raise_the_dead(self) -> Counter[str]:
-        """Start again, without its fault, what SIGKILL ended; return how often each process was killed in this play.
+    def raise_the_dead(self, fault: Callable[[str], Environment] = lambda name: {}) -> Counter[str]:
+        """Start again what SIGKILL ended, without its fault or with a new one.
 
-        Raises DemoError if a process ended in another way; the starter may.
+        Returns how often each process was killed in this play. Raises DemoError if one ended in another way, unless
+        it is the starter.
         """
         for name, child in list(self._running.items()):
             if child.killed:
                 self._deaths[name] += 1
-                self.launch(name, {}, self._order)
+                self.launch(name, fault(name), self._order)
             elif child.status is not None and name != STARTER:
                 raise child.failure("ended by itself")
         return self._deaths

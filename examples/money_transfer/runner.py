@@ -72,6 +72,7 @@ class Runner:
     def _play(self, scenario: Scenario, injection: Injection | None) -> Iterator[str]:
         """Play one transfer of a scenario, tell what happened, and yield what is wrong."""
         order = self._order(scenario)
+        before = self._layout.auditor.read().total
         self._tell(f"   {order.id}: {order.amount} from {order.source} to {order.target}")
         faults = {} if injection is None else {injection.process: injection.environment}
         if injection is not None:
@@ -83,6 +84,8 @@ class Runner:
         books = self._layout.auditor.read()
         self._tell(f"   {ending(outcome)}; {written(books, order.id)}")
         yield from self._wrong(scenario, outcome, books, order.id)
+        if books.total != before:
+            yield f"there were {before} in all, and now there are {books.total}"
         if injection is not None:
             fired = injection.fired(played.deaths)
             self._tell(f"   fault fired: {fired} time{'' if fired == 1 else 's'}")
@@ -110,8 +113,6 @@ class Runner:
             by_ledger = self._opening.balances[account] + books.moved(account)
             if balance != by_ledger:
                 yield f"{account} has {balance}, and by the ledger {by_ledger}"
-        if books.total != self._opening.total:
-            yield f"there were {self._opening.total} in all, and now there are {books.total}"
 
     # --- faults -------------------------------------------------------------------------------
 

@@ -73,6 +73,7 @@ class Delivery:
     content_type: str
     headers: Mapping[str, str]
     redelivered: bool
+    """A hint: False may be a redelivery where `Capabilities.delivery_count` is not declared (a log keeps no marks)."""
     delivery_count: int
     """1 for the first delivery; counts redeliveries where `Capabilities.delivery_count`, else 1 or 2."""
     token: object = None
@@ -93,6 +94,7 @@ class ChannelStatus:
     """What the broker says about a channel now."""
 
     messages: int
+    """Messages that wait; those that a consumer holds unsettled may or may not be counted."""
     consumers: int
 
 
@@ -154,11 +156,17 @@ class Broker(Protocol):
         ...
 
     async def consume(self, channel: str, *, prefetch: int) -> Consumer:
-        """Subscribe to a declared channel; `prefetch` counts messages, 1 to 10,000."""
+        """Subscribe to a declared channel; `prefetch` counts messages, 1 to 10,000.
+
+        Raises TopologyMismatch if there is no such channel, BrokerUnavailable within 10 s.
+        """
         ...
 
     async def status(self, channel: str) -> ChannelStatus:
-        """Ask the broker for depth and consumers of a channel. Raises BrokerUnavailable within 10 s."""
+        """Ask the broker for depth and consumers of a channel.
+
+        Raises TopologyMismatch if there is no such channel, BrokerUnavailable within 10 s.
+        """
         ...
 
     async def close(self) -> None:

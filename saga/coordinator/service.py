@@ -245,6 +245,8 @@ class Coordinator:
             self._publisher.untake(confirmed)
             raise
         self._publisher.deleted(confirmed)
+        for window in sorted(work.windows):
+            failpoint(window)  # T2 T3 K1 K2 K3: committed; what follows is in the outbox, the replies are not acked
         if work.unknown:
             await self._parking.park([_unknown(self._namespace, each.reply) for each in work.unknown])
         self._publisher.publish(rows)
@@ -285,7 +287,8 @@ class Coordinator:
             more = False
             try:
                 due = await self._store.read_due(DUE_BATCH, served) if served else []
-                failpoint("T1")  # seen, nothing written: whoever looks next sees them again
+                if due:
+                    failpoint("T1")  # seen, nothing written: whoever looks next sees them again
                 self._arrivals.offer_all(TimerArrival(run_id) for run_id in due)
                 await self._take_pending()
                 more = len(due) == DUE_BATCH

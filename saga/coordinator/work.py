@@ -74,6 +74,8 @@ class _Run:
     own: dict[ValueKey, bytes] = field(default_factory=dict)
     """Payloads that arrived in this batch."""
     deferred: bool = False
+    met: set[type[Arrival]] = field(default_factory=set)
+    """What came for it in this batch."""
 
     @property
     def version(self) -> int:
@@ -106,6 +108,8 @@ class BatchWork:
         """Runs that are not there."""
         self.due_in_ms: int | None = None
         """Shortest time until an instance of this batch is due."""
+        self.windows: set[str] = set()
+        """Crash points that its commit opens: written, with nothing published and nothing acked yet."""
         self._registry = registry
         self._ids = ids
         self._budget = budget
@@ -125,7 +129,7 @@ class BatchWork:
     def decide(self, loaded: Mapping[UUID, Loaded]) -> Collection[ValueKey]:
         """Move every instance in memory; return the payloads that writing needs."""
         self.closed, self.unknown, self.rejected, self._runs = [], [], {}, {}
-        self._changes, self.due_in_ms, self.missing = Changes(), None, set()
+        self._changes, self.due_in_ms, self.missing, self.windows = Changes(), None, set(), set()
         poisoned: set[UUID] = set()
         for arrival in self.arrivals:
             row = loaded.get(arrival.run_id)
@@ -164,6 +168,7 @@ class BatchWork:
 
     def _apply(self, run: _Run, arrival: Arrival) -> None:
         event = event_of(arrival, run.loaded.now_ms, self._may_resend(run, arrival))
+        run.met.add(type(arrival))
         try:
             state, effects = decide(run.definition.engine, run.state, event)
         except PastPivot as refusal:
@@ -257,6 +262,7 @@ class BatchWork:
         for dispatch in run.dispatches[-1:]:
             if waiting is not None and waiting.command_id == dispatch.command_id:
                 self._dispatch(run, dispatch, values)
+        self.windows |= _windows(run)
         result: bytes | None = None
         if run.finished:
             if run.state.status is Status.COMPLETED:
@@ -327,6 +333,16 @@ def incident(run_id: UUID, saga: str, kind: IncidentKind, step: str, error: str)
     """Return an incident with its fingerprint: the same for every instance that stands still for the same reason."""
     fingerprint = hashlib.sha256(f"{saga}\0{kind}\0{step}\0{error}".encode()).hexdigest()[:16]
     return IncidentRow(run_id, kind, step, saga, error, fingerprint)
+
+
+def _windows(run: _Run) -> set[str]:
+    """Return the crash points of this transition's commit: timers (T) and compensation (K)."""
+    open_: set[str] = set()
+    if TimerArrival in run.met:
+        open_.add("T3" if ReplyArrival in run.met else "T2")
+    if run.state.plan != run.before.plan:
+        open_.add("K1" if not run.before.plan else "K3" if run.finished else "K2")
+    return open_
 
 
 def _kept(reply: Reply) -> list[tuple[str, bytes]]:

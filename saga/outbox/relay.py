@@ -118,7 +118,8 @@ class Relay:
         age = 0.0 if self._fresh else max(AGE_SECONDS, self._publisher.confirm_seconds * 2)
         self._fresh = False
         rows = await self._store.read_outbox(self._leases.keys(), self._low, age, BATCH)
-        failpoint("R1")  # read, nothing sent: a crash here changes nothing
+        if rows:
+            failpoint("R1")  # read, nothing sent: a crash here changes nothing
         ours = self._publisher.in_flight
         mine = [row for row in rows if row.id not in ours and self._blocked_until(row) <= now]
         waiting = await self._send(mine, now) if mine else []

@@ -36,6 +36,7 @@ from sqlalchemy.schema import CreateSchema
 
 from saga.clock import Clock
 from saga.errors import ConfigurationError, SchemaMismatch, UnsupportedDatabase
+from saga.failpoints import failpoint
 from saga.storage.sqlalchemy.database import Database
 from saga.storage.sqlalchemy.tables import metadata
 
@@ -78,6 +79,7 @@ def upgrade(connection: Connection, *, schema: str | None = None) -> None:
         connection, opts=_options(version_table_schema=_current_schema(connection))
     )
     context.run_migrations(op=Operations(context))
+    failpoint("M2")  # tables made, nothing committed: DDL vanishes as a whole where the database can do that
 
 
 def restore_indexes(connection: Connection) -> list[str]:

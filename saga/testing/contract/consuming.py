@@ -1,4 +1,7 @@
-"""Receiving: what is there, at once, bounded by prefetch, shared between consumers."""
+"""Receiving: what is there, at once, bounded by prefetch, shared between consumers.
+
+Sharing message by message is what brokers with `single_ack` do; a log shares partitions, that is keys.
+"""
 
 from __future__ import annotations
 
@@ -103,7 +106,7 @@ async def prefetch_bounds_what_is_unsettled(h: Harness) -> None:
     await h.expect_nothing(consumer)
 
 
-@behaviour()
+@behaviour(needs="single_ack")
 async def prefetch_counts_what_was_fetched_and_not_received(h: Harness) -> None:
     """The rest stays at the broker for others."""
     broker = await h.connect()
@@ -128,7 +131,7 @@ async def settling_frees_prefetch(h: Harness) -> None:
     await h.take(consumer, 1)
 
 
-@behaviour()
+@behaviour(needs="single_ack")
 async def two_consumers_share_a_channel(h: Harness) -> None:
     """Each message goes to one of them, and both get some."""
     broker, other = await h.connect(), await h.connect()
@@ -140,7 +143,7 @@ async def two_consumers_share_a_channel(h: Harness) -> None:
     expect(bodies([*mine, *others]) == numbered(10), "each exactly once")
 
 
-@behaviour()
+@behaviour(needs="single_ack")
 async def two_consumers_of_one_broker_share_a_channel(h: Harness) -> None:
     """The same within one process; an ack of one settles nothing of the other."""
     broker = await h.connect()

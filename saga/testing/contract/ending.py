@@ -55,7 +55,7 @@ async def a_stopped_consumer_takes_no_more(h: Harness) -> None:
     expect(len(await h.soon(consumer.receive())) == 0, "nothing for the stopped one")
 
 
-@behaviour()
+@behaviour(needs="single_ack")
 async def a_stopped_consumer_still_settles(h: Harness) -> None:
     """What was fetched can be acked and retried after stop."""
     broker = await h.connect()
@@ -111,7 +111,7 @@ async def closing_a_consumer_gives_back_what_is_unsettled(h: Harness) -> None:
     await h.soon(consumer.close())
     again = await h.left(broker, name, 3)
     expect(bodies(again) == numbered(3), "all of them")
-    expect(all(delivery.redelivered for delivery in again), "marked")
+    h.expect_marked(again)
 
 
 @behaviour()

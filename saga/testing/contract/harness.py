@@ -145,6 +145,11 @@ class Harness(ABC):
         expect(len(taken) == count, f"expected {count} deliveries, got {len(taken)}")
         return taken
 
+    def expect_marked(self, deliveries: Sequence[Delivery]) -> None:
+        """See that all are marked as redelivered, where the broker keeps account of deliveries; a log does not."""
+        if self.capabilities.delivery_count:
+            expect(all(delivery.redelivered for delivery in deliveries), "marked as redelivered")
+
     async def expect_nothing(self, consumer: Consumer) -> None:
         """See that nothing is delivered. Stops the consumer."""
         await self.settle()

@@ -48,7 +48,7 @@ async def what_is_unacked_comes_back_after_a_lost_connection(h: Harness) -> None
     await h.cut(broker)
     again = await h.take(consumer, 3)
     expect(bodies(again) == numbered(3), "all of them")
-    expect(all(delivery.redelivered for delivery in again), "marked")
+    h.expect_marked(again)
 
 
 @behaviour()
@@ -122,11 +122,11 @@ async def what_is_unacked_comes_back_after_the_death_of_the_process(h: Harness) 
     name = await h.channel(other)
     await h.send(other, name, *numbered(4))
     consumer = await h.soon(broker.consume(name, prefetch=3))
-    await h.take(consumer, 3)
+    held = bodies(await h.take(consumer, 3))
     await h.die(broker)
     again = await h.left(other, name, 4)
     expect(bodies(again) == numbered(4), "all of them")
-    expect(sum(delivery.redelivered for delivery in again) == 3, "the three that were out are marked")
+    h.expect_marked([delivery for delivery in again if delivery.body in held])
 
 
 @behaviour()
