@@ -91,7 +91,8 @@ class Run:
     def __str__(self) -> str:
         return (
             f"{self.sagas_per_s:.1f} sagas/s in {self.measured.seconds:.1f} s, p50 {self.measured.p50_ms:.1f} ms, "
-            f"p99 {self.measured.p99_ms:.1f} ms, others {self.others:.2f} processors"
+            f"p99 {self.measured.p99_ms:.1f} ms, cpu {sum(self.cpu_ms_per_saga.values()):.2f} ms/saga, "
+            f"others {self.others:.2f} processors"
         )
 
 

@@ -33,6 +33,7 @@ class Profiler:
         self._own: Counter[str] = Counter()
         self._all: Counter[str] = Counter()
         self._packages: Counter[str] = Counter()
+        self._ours: Counter[str] = Counter()
 
     def start(self) -> None:
         if self._calls is not None:
@@ -55,6 +56,7 @@ class Profiler:
         parts = [f"{total} samples"]
         for title, counter in (
             ("by package, own time", self._packages),
+            ("by function of saga, with the libraries that it calls itself", self._ours),
             ("by function, own time", self._own),
             ("by function, with what it calls", self._all),
         ):
@@ -64,13 +66,16 @@ class Profiler:
 
     def _sample(self, _number: int, frame: FrameType | None) -> None:
         seen: set[str] = set()
-        first = True
+        first = mine = True
         while frame is not None:
             name, package = _names(frame)
             if first:
                 self._own[name] += 1
                 self._packages[package] += 1
                 first = False
+            if mine and package.startswith("saga/"):
+                self._ours[name] += 1
+                mine = False
             if name not in seen:
                 seen.add(name)
                 self._all[name] += 1

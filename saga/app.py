@@ -340,10 +340,12 @@ class _Running:
         )
 
     async def stop(self, grace: timedelta) -> None:
+        clock = self._app._clock
+        ends = clock.monotonic() + grace.total_seconds()
         if self.coordinator is not None:
             await self.coordinator.stop(grace)
         if self.participants is not None:
-            await self.participants.stop(grace)
+            await self.participants.stop(timedelta(seconds=max(ends - clock.monotonic(), 0.0)))
         if self.relay is not None:
             await self.relay.stop()
         if self.publisher is not None:

@@ -23,7 +23,7 @@ class SagaError(Exception):
         step: str | None = None,
         saga_id: str | None = None,
     ) -> None:
-        self.text = text or (type(self).__doc__ or "").splitlines()[0]
+        self.text: str = text or (type(self).__doc__ or "").splitlines()[0]
         self.saga = saga
         self.step = step
         self.saga_id = saga_id

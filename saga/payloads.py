@@ -31,7 +31,7 @@ from saga.outcomes import Result
 
 T = TypeVar("T")
 WARNING_BYTES: Final = 64 * 1024
-log = logging.getLogger("saga.payloads")
+log: Final[logging.Logger] = logging.getLogger("saga.payloads")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,7 @@ LATE_SECONDS_MAX: Final = 3.0
 
 Environment = Mapping[str, str]
 Opening = Mapping[str, Mapping[str, int]]
+NO_FAULTS: Final[Mapping[str, Environment]] = {}
 
 
 @dataclass
@@ -67,7 +68,8 @@ class Layout(ABC):
         self._faults: dict[str, Environment] = {}
         self._order = ""
         self._deaths: Counter[str] = Counter()
-        self._environment: dict[str, str] = {"DEMO_SABOTAGE": sabotage}
+        self.environment: dict[str, str] = {"DEMO_SABOTAGE": sabotage}
+        """What every process gets: where the databases and the broker are."""
         self._stack = ExitStack()
         self.directory = Path()
 
@@ -132,8 +134,8 @@ class Layout(ABC):
         for name in armed:
             self._running[name].wait_until_ready()
 
-    def raise_the_dead(self, fault: Callable[[str], Environment] = lambda name: {}) -> Counter[str]:
-        """Start again what SIGKILL ended, without its fault or with a new one.
+    def raise_the_dead(self, faults: Mapping[str, Environment] = NO_FAULTS) -> Counter[str]:
+        """Start again what SIGKILL ended, without its fault or with a new one from `faults`.
 
         Returns how often each process was killed in this play. Raises DemoError if one ended in another way, unless
         it is the starter.
@@ -141,7 +143,7 @@ class Layout(ABC):
         for name, child in list(self._running.items()):
             if child.killed:
                 self._deaths[name] += 1
-                self.launch(name, fault(name), self._order)
+                self.launch(name, faults.get(name), self._order)
             elif child.status is not None and name != STARTER:
                 raise child.failure("ended by itself")
         return self._deaths
@@ -152,9 +154,13 @@ class Layout(ABC):
         if name == STARTER:
             self._order = order
         arguments = self._arguments(name, self._order)
-        settings = {**self._environment, **self._faults[name]}
+        settings = {**self.environment, **self._faults[name]}
         self._running[name] = child = Child(name, arguments, settings, self.directory)
         return child
+
+    def kill(self, name: str) -> None:
+        """Kill a process at once."""
+        self._running[name].kill()
 
     def _end_all(self) -> None:
         for child in self._running.values():
@@ -169,7 +175,7 @@ class Embedded(Layout):
 
     def _make(self, stack: ExitStack) -> None:
         path = self.directory / "money.db"
-        self._environment["DEMO_DATABASE"] = f"sqlite:///{path}"
+        self.environment["DEMO_DATABASE"] = f"sqlite:///{path}"
         opening = {name: cents for bank in self._opening.values() for name, cents in bank.items()}
         asyncio.run(_prepare(f"sqlite:///{path}", None, [accounts, ledger, notifications], opening))
         self.auditor = SqliteAuditor(path)
@@ -229,10 +235,10 @@ class Servers(Layout):
             url = server.database_url(database.rpartition("/")[2], role=role, password=password)
             tables, opening = self._tables.get(service, ()), self._opening.get(service, {})
             asyncio.run(_prepare(url, schema, tables, opening))
-            self._environment[f"MONEY_TRANSFER_{service.upper()}_DATABASE"] = url
+            self.environment[f"MONEY_TRANSFER_{service.upper()}_DATABASE"] = url
             audited[service] = (database, schema)
-        self._environment["MONEY_TRANSFER_BROKER"] = self._rabbitmq_url
-        self._environment["DEMO_NAMESPACE"] = namespace = f"demo-{secrets.token_hex(4)}"
+        self.environment["MONEY_TRANSFER_BROKER"] = self._rabbitmq_url
+        self.environment["DEMO_NAMESPACE"] = namespace = f"demo-{secrets.token_hex(4)}"
         stack.callback(lambda: asyncio.run(_delete_queues(self._rabbitmq_url, namespace)))
         self.auditor = PostgresAuditor([audited["savings"], audited["giro"]], audited["notifier"])
 

@@ -127,12 +127,15 @@ class Coordinator:
         self._wake.set()
         if self._consumer is not None:
             await self._consumer.stop()
-        if self._loops:
-            await asyncio.wait(self._loops, timeout=grace.total_seconds())
-        task = self._spawner.spawn(self._arrivals.join(), name="saga-advance-rest")
-        await asyncio.wait({task}, timeout=grace.total_seconds())
+        rest = self._spawner.spawn(self._finish(), name="saga-coordinator-rest")
+        await asyncio.wait({rest}, timeout=grace.total_seconds())
         if self._consumer is not None:
             await self._consumer.close()
+
+    async def _finish(self) -> None:
+        if self._loops:
+            await asyncio.wait(self._loops)
+        await self._arrivals.join()
 
     async def _wake_all(self) -> None:
         """A broker that forgets was restarted with us: every outstanding command is due at once."""

@@ -66,11 +66,18 @@ class ForwardRuns:
         """Run the group in one transaction; return those that must run again. Raises CallFailed, StorageBusy, ..."""
         first = group[0]
         served = first.served
-        look = rerun or served.batch is not None or first.marked
+        look = rerun or first.marked or served.batch is not None
+        within = served.batch is not None and served.needs_session
+        if look and not within:
+            # in a transaction of its own: that of a one-input handler begins at the handler's first statement (P36)
+            group = await self._settling.unless_standing(group)
+            if not group:
+                return []
         if not served.needs_session:
-            return await self._outside(served, group, look, deadline)
+            return await self._outside(served, group, deadline)
         async with self._store.transaction(served.name) as transaction:
-            if look:
+            if within:
+                # a batch has one transaction, its look included (K-05)
                 rows = await transaction.find([attempt.key for attempt in group])
                 group = self._settling.without_standing(group, rows)
             live, late = self._in_time(group)
@@ -82,12 +89,8 @@ class ForwardRuns:
                 taken = await self._commit(transaction, ended, given)
         return await self._settle(given, late, taken)
 
-    async def _outside(
-        self, served: Served, group: list[Attempt], look: bool, deadline: float
-    ) -> list[Attempt]:
+    async def _outside(self, served: Served, group: list[Attempt], deadline: float) -> list[Attempt]:
         """The same for a handler that asked for no session: the transaction holds the barrier row alone."""
-        if look:
-            group = await self._settling.unless_standing(group)
         live, late = self._in_time(group)
         given: Given = []
         taken: frozenset[Any] = frozenset()

@@ -53,8 +53,8 @@ class RabbitMQHarness(Harness):
         return broker
 
     async def cut(self, broker: Broker) -> None:
-        while self._links[broker].open_connections < 2:  # still on its way back from the cut before
-            await asyncio.sleep(0.05)
+        while self._links[broker].open_connections < 2:
+            await self.settle()  # still on its way back from the cut before
         self._links[broker].reset()
 
     async def part(self, broker: Broker) -> None:

@@ -346,7 +346,7 @@ class DeliversToEverybody(Weak):
         def take(self, stored: Any) -> None:
             super().take(stored)
             for other in self._queue.subscribers:
-                if other is not self:
+                if other is not self and isinstance(other, MemoryConsumer):
                     MemoryConsumer.take(other, stored)
 
 

@@ -26,8 +26,8 @@ from saga.engine.events import (
 )
 from saga.engine.state import CLOSED, Status
 from saga.errors import PastPivot
-from saga.messages import Direction
-from tests.engine.runs import SagaRun, sequence
+from saga.messages import Direction, command_id
+from tests.engine.runs import RUN, SagaRun, sequence
 
 pytestmark = pytest.mark.stack("pure")
 
@@ -237,3 +237,17 @@ def test_an_answer_of_another_direction_is_stale_even_under_the_right_id(answer:
 
     assert effects == (RecordStale(),)
     assert run.state is before
+
+
+def test_a_command_id_is_that_of_its_saga_run_step_and_direction_whenever_it_is_sent() -> None:
+    """P2: the same instance, decided again by another process, sends under the same id."""
+    run = SagaRun(sequence("CPR"), now_ms=12_345)
+    run.done()
+    run.now_ms += 999
+    run.failed(retryable=False)
+    run.done()
+
+    assert [sent.command_id for sent in run.dispatches] == [
+        command_id("default", "transfer", RUN, step, 0, 0, direction)
+        for step, direction in (("s0", "forward"), ("s1", "forward"), ("s1", "fence"), ("s0", "compensate"))
+    ]

@@ -1,4 +1,4 @@
-"""The demo as a user runs it: exit status, last line, and that each protection, taken away, is missed where it should."""
+"""The demo as a user runs it: exit status, last line, and which scenario misses a protection that was taken away."""
 
 from __future__ import annotations
 

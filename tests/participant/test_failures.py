@@ -85,14 +85,14 @@ def acting(act: Callable[[], Any], *, stateless: bool = False) -> Any:
 
         @participant.activity(no_compensation="test", non_retryable=[Final])
         async def act_alone(transfer: Transfer) -> Receipt:
-            return act()  # type: ignore[no-any-return]
+            return act()
 
     else:
 
         @participant.activity(name="act_alone", no_compensation="test", non_retryable=[Final])
         async def act_in_session(transfer: Transfer, session: AsyncSession) -> Receipt:
             await move(session, transfer.account, -transfer.amount)
-            return act()  # type: ignore[no-any-return]
+            return act()
 
     return participant
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pamqp.frame
 import pytest
 from hypothesis import given
@@ -89,3 +92,13 @@ def test_every_publish_is_mandatory_and_persistent() -> None:
     _, _, header = pamqp.frame.unmarshal(data[size:])
     assert isinstance(header, ContentHeader)
     assert header.properties.delivery_mode == 2
+
+
+def test_without_the_driver_the_error_names_the_extra() -> None:
+    program = "import sys; sys.modules['aiormq'] = None; import saga.brokers.rabbitmq"
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode != 0
+    assert "MissingExtra" in ended.stderr
+    assert "saga[rabbitmq]" in ended.stderr

@@ -3,7 +3,7 @@
 It stands on aiormq, the AMQP driver inside aio-pika, which does the handshake, TLS, heartbeats and the reading of
 frames. Channels, confirms, acks and the life of connections are our own (`channel`, `link`, `publisher`,
 `consumer`): aio-pika's are a task per message, five times the cost, and report a lost connection as a cancellation
-(docs/design/0003-own-amqp-channels.md).
+(docs/design/0004-own-amqp-channels.md).
 """
 
 from saga.errors import MissingExtra

@@ -118,6 +118,8 @@ class RabbitMQConsumer(ChannelEvents):
     async def _subscribe(self, link: Link) -> None:
         self._gone.clear()
         channel = await link.open_channel(self)
+        if channel.lost is not None:
+            raise channel.lost  # lost between the broker's answer and this line; `on_lost` will not come again
         # Order: channel and tag are known before Consume is sent, so that deliveries and `stop` find them.
         self._channel, self._consumer_tag = channel, self._ids.uuid7().hex
         self._last_delivery = self._clock.monotonic()

@@ -69,6 +69,10 @@ class Publisher(ChannelEvents):
     async def set_up(self, link: Link) -> None:
         """Take a new link: open a channel and send what waits. Errors: ChannelLost."""
         channel = await link.open_channel(self, confirms=True)
+        if channel.lost is not None:
+            # Lost between the broker's answer and this line: its `on_lost` came before it was ours and will not
+            # come again. Taking it over would mix its tags with those of the next channel.
+            raise channel.lost
         # RMQ-2: returns are matched by message id, so it is fresh for each attempt: prefix of this channel, then tag
         self._prefix = f"{self._ids.uuid7().hex}-"
         self._link, self._channel, self._tag, self._held = link, channel, 0, False
@@ -154,6 +158,8 @@ class Publisher(ChannelEvents):
 
     def on_lost(self, channel: AmqpChannel) -> None:
         """In flight on a lost channel is unknown (RMQ-12); what waits may still make it on the next one."""
+        if channel is not self._channel:
+            return
         self._channel = None
         while self._sent:
             self._settle(self._sent.popitem(last=False)[1], PublishOutcome.UNKNOWN)

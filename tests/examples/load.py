@@ -1,0 +1,131 @@
+"""Money transfers without end, 32 at a time, over a broker that loses and repeats: the processes of the chaos test.
+
+The apps stand here under the names that a layout expects of a stage. `python -m tests.examples.load embedded|starter
+DIRECTORY` starts transfers until the file `drain` appears in the directory, and ends when `leave` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+from uuid import uuid4
+
+from examples.money_transfer import apps, transfer
+from examples.money_transfer.faults import PassingOn, lost
+from saga import ResultTimeout, SagaCompensated, StorageBusy, StorageUnavailable, failpoints
+from saga.brokers.base import Broker, OutMessage, PublishOutcome
+from saga.brokers.memory import MemoryBroker
+from saga.brokers.rabbitmq import RabbitMQBroker
+from saga.client import Client
+from saga.clock import SystemClock, SystemIds, TaskSpawner
+
+CONCURRENT: Final = 32
+LOSE_REPLY: Final = 0.01
+REPEAT: Final = 0.05
+REDRIVE: Final = timedelta(seconds=1)
+RESULT: Final = timedelta(seconds=60)
+
+_environment: Final = os.environ
+_namespace: Final = _environment.get("DEMO_NAMESPACE", "default")
+_options: Final[dict[str, Any]] = {"namespace": _namespace, "redrive": REDRIVE}
+
+
+class Unreliable(PassingOn):
+    """Loses one reply in a hundred after confirming it, and sends one message in twenty twice."""
+
+    def __init__(self, broker: Broker, directory: Path) -> None:
+        super().__init__(broker)
+        self._random = Random()
+        self._directory = directory
+
+    def publish(self, messages: Sequence[OutMessage]) -> Sequence[asyncio.Future[PublishOutcome]]:
+        return [self._publish(message) for message in messages]
+
+    def _publish(self, message: OutMessage) -> asyncio.Future[PublishOutcome]:
+        if message.channel.endswith(".replies") and self._random.random() < LOSE_REPLY:
+            self._count("lost-reply")
+            return lost()
+        (outcome,) = self._broker.publish([message])
+        if self._random.random() < REPEAT:
+            self._count("duplicate")
+            self._broker.publish([message])
+        return outcome
+
+    def _count(self, fault: str) -> None:
+        with (self._directory / f"{fault}.count").open("a") as count:
+            count.write(".")
+
+
+def _broker(url: str) -> Broker:
+    ports: dict[str, Any] = {"clock": SystemClock(), "ids": SystemIds(), "spawner": TaskSpawner()}
+    inner: Broker = RabbitMQBroker(url, **ports) if url.startswith("amqp") else MemoryBroker(**ports)
+    return Unreliable(inner, Path(_environment.get("LOAD_DIRECTORY", ".")))
+
+
+_settings: Final = apps.Settings()
+_options_on_servers: Final = {**_options, "broker": _broker(_settings.broker)}
+coordinator = starter = apps.coordinating(_settings, **_options_on_servers)
+savings, giro, notifier = (
+    apps.participating(name, _settings, **_options_on_servers) for name in ("savings", "giro", "notifier")
+)
+
+
+# --- transfers --------------------------------------------------------------------------------
+
+
+def _order(random: Random) -> transfer.Transfer:
+    """One in ten goes to nobody, one in ten asks for more than there ever is."""
+    chance = random.random()
+    return transfer.Transfer(
+        id=str(uuid4()),
+        source=f"saver-{random.randint(1, 4)}",
+        target="nobody" if chance < 0.1 else f"payee-{random.randint(1, 4)}",
+        amount=10**12 if chance > 0.9 else random.randint(1, 100),
+    )
+
+
+async def _transfers(client: Client, directory: Path) -> None:
+    random = Random()
+    while not (directory / "drain").exists():
+        order = _order(random)
+        try:
+            handle = await client.start(transfer.money_transfer, order, id=order.id)
+            await handle.result(timeout=RESULT)
+        except SagaCompensated:
+            with (directory / "refusal.count").open("a") as count:
+                count.write(".")
+        except (ResultTimeout, StorageBusy, StorageUnavailable) as error:
+            print(f"transfer {order.id}: {error}", file=sys.stderr, flush=True)
+
+
+async def _load(form: str, directory: Path) -> None:
+    if form == "embedded":
+        app = apps.embedded(_environment["DEMO_DATABASE"], broker=_broker("memory://"), **_options)
+        running: Any = app
+    else:
+        app = starter
+        running = app.as_client()
+    async with running:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(CONCURRENT):
+                group.create_task(_transfers(app.client, directory))
+        while not (directory / "leave").exists():  # noqa: ASYNC110 - another process makes it
+            await asyncio.sleep(0.1)
+
+
+def main() -> None:
+    form, directory = sys.argv[1:]
+    failpoints.arm(_environment.get("SAGA_FAIL", ""), _environment.get("SAGA_FAIL_LOG"))
+    with suppress(KeyboardInterrupt):
+        asyncio.run(_load(form, Path(directory)))
+
+
+if __name__ == "__main__":
+    main()
