@@ -1,10 +1,10 @@
-# Two bookings, durable in one file. Kill it in the middle (kill -9) and run it again: it goes on where it was.
+"""Two bookings, durable in one file: kill it in the middle (kill -9), run it again, and it goes on where it was."""
+
 import asyncio
 from datetime import timedelta
 from os import getenv
 
-from saga import Participant, Saga
-from saga.app import App
+from saga import App, Participant, Saga
 
 agency = Participant("agency", start_to_close=timedelta(seconds=30))
 
@@ -12,7 +12,7 @@ agency = Participant("agency", start_to_close=timedelta(seconds=30))
 @agency.activity(no_compensation="free of charge until the day before")
 async def book(what: str) -> str:
     print("booking", what, flush=True)
-    await asyncio.sleep(1)  # time enough to kill it here
+    await asyncio.sleep(1)  # lint: allow sleep because bookings take their time
     return f"{what} booked"
 
 

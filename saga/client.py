@@ -63,6 +63,7 @@ log = logging.getLogger("saga.client")
 ID_LENGTH_MAX: Final = 200
 START_BATCH: Final = 256
 POLL_SECONDS: Final = 1.0
+POLL_RUNS: Final = 1_000
 
 IfOpen = Literal["use_existing", "fail", "cancel_then_start"]
 IfClosed = Literal["use_existing", "start_again", "start_again_if_not_completed", "fail"]
@@ -132,6 +133,13 @@ class Handle(Generic[R]):
     async def describe(self) -> Description:
         """Return status, history, plan and incidents as of the last commit. Raises SagaNotFound."""
         return await self.client.describe(self)
+
+
+def _check_id(id: str, saga: str) -> None:
+    if not 1 <= len(id) <= ID_LENGTH_MAX:
+        raise PayloadInvalid(f"An id has 1 to {ID_LENGTH_MAX} characters.", saga=saga)
+    if "\0" in id or any("\ud800" <= character <= "\udfff" for character in id):
+        raise PayloadInvalid("An id is Unicode text without NUL and without lone surrogates.", saga=saga)
 
 
 @dataclass(slots=True)
@@ -207,8 +215,7 @@ class Client:
             )
         run_id = self._ids.uuid7()
         saga_id = str(run_id) if id is None else id
-        if not 1 <= len(saga_id) <= ID_LENGTH_MAX:
-            raise PayloadInvalid(f"An id has 1 to {ID_LENGTH_MAX} characters.", saga=saga.name)
+        _check_id(saga_id, saga.name)
         raw = definition.input.encode(input, what=f"input of saga {saga.name!r}")
         run_number = 1
         while True:
@@ -241,7 +248,14 @@ class Client:
         return self.handle(saga, existing.run_id, id=id)
 
     async def _use(
-        self, session: Any, existing: Existing, saga: str, saga_id: str, raw: bytes, if_open: IfOpen, if_closed: IfClosed
+        self,
+        session: Any,
+        existing: Existing,
+        saga: str,
+        saga_id: str,
+        raw: bytes,
+        if_open: IfOpen,
+        if_closed: IfClosed,
     ) -> bool:
         """Return whether the existing run is the answer; otherwise a new run follows it."""
         is_open = existing.status not in CLOSED
@@ -255,7 +269,13 @@ class Client:
         if policy == "fail":
             raise (AlreadyOpen if is_open else AlreadyClosed)(saga=saga, saga_id=saga_id)
         if policy == "cancel_then_start":
-            await self._canceller.cancel(existing.run_id, actor="client.start", reason="cancel_then_start", session=session)
+            await self._canceller.cancel(
+                existing.run_id, actor="client.start", reason="cancel_then_start", session=session
+            )
+            now = await self._store.find(session, saga, saga_id)
+            if now is not None and now.run_id == existing.run_id and now.status == Status.COMPLETED:
+                # it had ended between the look and the cancel: there was nothing left to cancel
+                return await self._use(session, now, saga, saga_id, raw, if_open, if_closed)
         return False
 
     def _new(
@@ -343,7 +363,8 @@ class Client:
         if self._poll is None:
             self._poll = self._spawner.spawn(self._poll_closed(), name="saga-results")
         try:
-            done, _ = await asyncio.wait({waiter}, timeout=timeout.total_seconds() if timeout else None)
+            seconds = None if timeout is None else timeout.total_seconds()
+            done, _ = await asyncio.wait({waiter}, timeout=seconds)
         finally:
             if not waiter.done():
                 self._forget(handle.run_id, waiter)
@@ -362,18 +383,32 @@ class Client:
         """Ask for all waiters at once, a second apart; the first time at once, for what ended before it was waited for."""
         asked: set[UUID] = set()
         turn_at = self._clock.monotonic() + POLL_SECONDS
-        while self._waiting:
-            if self._clock.monotonic() >= turn_at:
-                asked, turn_at = set(), self._clock.monotonic() + POLL_SECONDS
-            fresh = sorted(self._waiting.keys() - asked)[:1000]
-            asked.update(fresh)
-            try:
-                for row in await self._store.read_closed(fresh) if fresh else ():
-                    self.closed([row])
-            except SagaError as error:
-                log.warning("results wait: %s", error)
-            await self._clock.sleep(POLL_SECONDS / 10)
-        self._poll = None
+        try:
+            while self._waiting:
+                if self._clock.monotonic() >= turn_at:
+                    asked, turn_at = set(), self._clock.monotonic() + POLL_SECONDS
+                fresh = sorted(self._waiting.keys() - asked)[:POLL_RUNS]
+                asked.update(fresh)
+                try:
+                    self.closed(await self._store.read_closed(fresh) if fresh else ())
+                except SagaError as error:
+                    log.warning("results wait: %s", error)
+                await self._clock.sleep(POLL_SECONDS / 10)
+        except Exception as error:
+            self._give_up(error)
+            raise
+        except asyncio.CancelledError:
+            self._give_up(ResultTimeout("The app was stopped while this was waited for; the saga goes on."))
+            raise
+        finally:
+            self._poll = None
+
+    def _give_up(self, error: Exception) -> None:
+        """Nobody asks any more: tell those who wait, instead of leaving them there for ever."""
+        waiting, self._waiting = self._waiting, {}
+        for waiter in (each for waiters in waiting.values() for each in waiters):
+            if not waiter.done():
+                waiter.set_exception(error)
 
     async def _outcome(self, handle: Handle[Any], run: Closed) -> Any:
         if run.status == Status.COMPLETED:

@@ -13,8 +13,7 @@ from pydantic_settings import BaseSettings
 
 from examples.money_transfer import batched as in_batches
 from examples.money_transfer import transfer as one_by_one
-from saga import Participant
-from saga.app import App
+from saga import App, Participant
 
 
 class Settings(BaseSettings, env_prefix="MONEY_TRANSFER_"):

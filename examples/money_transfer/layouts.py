@@ -10,7 +10,6 @@ import asyncio
 import os
 import secrets
 import tempfile
-import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from examples.money_transfer.apps import SCHEMAS
 from examples.money_transfer.books import Auditor, PostgresAuditor, SqliteAuditor
-from examples.money_transfer.processes import POLL_SECONDS, Child, DemoError
+from examples.money_transfer.processes import Child, DemoError, within
 from examples.money_transfer.scenarios import OPENING
 from examples.money_transfer.transfer import Transfer, accounts, ledger, metadata, notifications
 from saga.messages import commands_channel, parking_channel, replies_channel
@@ -113,24 +112,24 @@ class Layout(ABC):
                 self._running[name].end()
                 self.launch(name, wanted)
                 self._running[name].wait_until_ready()
-        self.launch(STARTER, faults.get(STARTER, {}), order.model_dump_json())
-        deadline = time.monotonic() + PLAY_SECONDS_MAX
-        while (starter := self._running[STARTER]).status is None or starter.killed:
-            if time.monotonic() > deadline:
-                raise starter.failure(f"did not end within {PLAY_SECONDS_MAX:g} s")
+        starter = self.launch(STARTER, faults.get(STARTER, {}), order.model_dump_json())
+        for _ in within(PLAY_SECONDS_MAX):
             self.raise_the_dead()
-            time.sleep(POLL_SECONDS)
-        if starter.status:
-            raise starter.failure("failed")
+            starter = self._running[STARTER]
+            if starter.status is not None and not starter.killed:
+                break
+        if starter.status != 0:
+            raise starter.failure(
+                "failed" if starter.status else f"did not end within {PLAY_SECONDS_MAX:g} s"
+            )
         self._wait_for_late_deaths(faults)
         return Played(starter.output, Counter(self._deaths))
 
     def _wait_for_late_deaths(self, faults: Mapping[str, Environment]) -> None:
         armed = [name for name in self.services if "SAGA_FAIL" in faults.get(name, {})]
-        deadline = time.monotonic() + LATE_SECONDS_MAX
-        while armed and not self._deaths.total() and time.monotonic() < deadline:
-            self.raise_the_dead()
-            time.sleep(POLL_SECONDS)
+        for _ in within(LATE_SECONDS_MAX if armed else 0.0):
+            if self.raise_the_dead().total():
+                break
         for name in armed:
             self._running[name].wait_until_ready()
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -59,11 +59,12 @@ class Child:
 
     def wait_until_ready(self) -> None:
         """Return when it serves or was killed. Raises DemoError if it ends otherwise or takes too long."""
-        deadline = time.monotonic() + READY_SECONDS_MAX
-        while READY not in self._log.read_text() and not self.killed:
-            if self.status is not None or time.monotonic() > deadline:
-                raise self.failure("did not get ready")
-            time.sleep(POLL_SECONDS)
+        for _ in within(READY_SECONDS_MAX):
+            if READY in self._log.read_text() or self.killed:
+                return
+            if self.status is not None:
+                break
+        raise self.failure("did not get ready")
 
     def failure(self, what: str) -> DemoError:
         """Return the error that says what it did, with the last lines of its log."""
@@ -89,3 +90,12 @@ class Child:
 def _fresh(directory: Path, name: str) -> Path:
     """Return a path in the directory that no earlier process of that name has used."""
     return directory / f"{len(list(directory.iterdir())):03}-{name}"
+
+
+def within(seconds: float) -> Iterator[None]:
+    """Yield again and again until the time is up: the caller leaves the loop when it has what it waits for."""
+    # lint: allow clock because the demo waits for real processes and is in no simulation
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:  # lint: allow clock because see above
+        yield
+        time.sleep(POLL_SECONDS)  # lint: allow clock because see above

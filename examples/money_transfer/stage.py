@@ -19,10 +19,8 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 
 from examples.money_transfer import apps, faults, transfer
-from saga import ResultTimeout, SagaCompensated, failpoints
-from saga.app import App
+from saga import App, Client, ResultTimeout, SagaCompensated, failpoints
 from saga.brokers.base import Broker
-from saga.client import Client
 from saga.clock import SystemClock, SystemIds, TaskSpawner
 
 RESULT_SECONDS: Final = 12.0

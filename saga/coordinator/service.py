@@ -249,7 +249,8 @@ class Coordinator:
             raise
         self._publisher.deleted(confirmed)
         for window in sorted(work.windows):
-            failpoint(window)  # T2 T3 K1 K2 K3: committed; what follows is in the outbox, the replies are not acked
+            # T2 T3 K1 K2 K3: committed; what follows is in the outbox, the replies are not acked
+            failpoint(window)
         if work.unknown:
             await self._parking.park([_unknown(self._namespace, each.reply) for each in work.unknown])
         self._publisher.publish(rows)

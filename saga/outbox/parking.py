@@ -68,7 +68,8 @@ class Parking:
     async def _publish(self, rows: Sequence[ParkedRow]) -> bool:
         # A retry publishes all of them again: a doubled parked message is harmless, a lost one is not.
         messages = [
-            OutMessage(parking_channel(row.channel), row.body, row.content_type, headers=_headers(row)) for row in rows
+            OutMessage(parking_channel(row.channel), row.body, row.content_type, headers=_headers(row))
+            for row in rows
         ]
         outcomes = [await future for future in self._broker.publish(messages)]
         return all(outcome is PublishOutcome.CONFIRMED for outcome in outcomes)

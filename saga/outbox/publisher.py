@@ -65,6 +65,8 @@ class DirectPublisher:
 
     def publish(self, rows: Sequence[StoredRow]) -> None:
         """Send committed rows. Those of a key with an older unsent row, and those above the bound, stay for the relay."""
+        if not rows:
+            return
         now = self._clock.monotonic()
         self._left = (
             {key: until for key, until in self._left.items() if until > now} if self._left else self._left
@@ -115,21 +117,30 @@ class DirectPublisher:
 
     async def _flush_when_idle(self) -> None:
         """Delete confirmed rows that no batch took along for 250 ms."""
-        while self._confirmed:
-            await self._clock.sleep(FLUSH_SECONDS)
-            ids = self.take_confirmed()
-            if not ids:
-                break
-            try:
-                await self._store.delete_confirmed(ids)
-                self.deleted(ids)
-            except SagaError as error:
-                log.warning("confirmed rows stay for now: %s", error)
-                self.untake(ids)
-        self._flush = None
+        try:
+            while self._confirmed:
+                await self._clock.sleep(FLUSH_SECONDS)
+                await self._delete_confirmed()
+        finally:
+            self._flush = None
+
+    async def _delete_confirmed(self) -> None:
+        ids = self.take_confirmed()
+        if not ids:
+            return
+        try:
+            await self._store.delete_confirmed(ids)
+            self.deleted(ids)
+        except SagaError as error:
+            log.warning("confirmed rows stay for now: %s", error)
+            self.untake(ids)
+        except BaseException:
+            self.untake(ids)
+            raise
 
     async def close(self) -> None:
         """Delete what is confirmed so far; a row left behind is sent once more by the next process, harmlessly."""
-        ids = self.take_confirmed()
-        if ids:
-            await self._store.delete_confirmed(ids)
+        if self._flush is not None:
+            self._flush.cancel()  # what it was deleting goes on in the database, or is deleted again here
+            await asyncio.wait({self._flush})
+        await self._delete_confirmed()

@@ -24,7 +24,9 @@ class Ended:
 
     __slots__ = ("error", "run", "stuck", "value")
 
-    def __init__(self, run: Run, value: Any, error: BaseException | None, stuck: asyncio.Task[Any] | None) -> None:
+    def __init__(
+        self, run: Run, value: Any, error: BaseException | None, stuck: asyncio.Task[Any] | None
+    ) -> None:
         self.run = run
         self.value = value
         self.error = error

@@ -125,7 +125,9 @@ class ForwardRuns:
             raise CallFailed(ended)
         failpoint("W3")
         rows = [
-            BarrierRow(attempt.key, answer.outcome, answer.data) for attempt, answer in given if _stays(attempt, answer)
+            BarrierRow(attempt.key, answer.outcome, answer.data)
+            for attempt, answer in given
+            if _stays(attempt, answer)
         ]
         try:
             return await transaction.commit(rows)

@@ -96,7 +96,9 @@ class Intake:
         if command.namespace != self._namespace:
             self._refuse(held, "foreign_namespace", command)
             return
-        served = self._fence if command.direction == "fence" else table.get((command.activity, command.direction))
+        served = (
+            self._fence if command.direction == "fence" else table.get((command.activity, command.direction))
+        )
         key = NO_KEY if self._stateless else barrier_key(command)
         if key is None:
             self._refuse(held, "message_invalid", command)
@@ -104,7 +106,11 @@ class Intake:
         attempt = Attempt(command, served or self._fence, held, received, key)
         if command.direction != "forward" and not self._stateless:
             attempt.forward_key = BarrierKey(
-                key.run_id, command.step, command.forwarditeration, command.forwardround, Direction.FORWARD.value
+                key.run_id,
+                command.step,
+                command.forwarditeration,
+                command.forwardround,
+                Direction.FORWARD.value,
             )
         if served is None:
             self._unknown(attempt, held)

@@ -98,6 +98,8 @@ class _Part:
         elif isinstance(error, Refused):
             await settling.refuse(attempt, error)
         else:
-            log.info("%s failed with %s (command %s)", served.name, type(error).__name__, attempt.command.commandid)
+            log.info(
+                "%s failed with %s (command %s)", served.name, type(error).__name__, attempt.command.commandid
+            )
             await settling.fail([(attempt, answers.raised(error, served.non_retryable, served.name))])
         return []

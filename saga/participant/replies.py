@@ -52,7 +52,9 @@ class Replies:
         capabilities = broker.capabilities
         self._pack_count = PACK_COUNT_MAX if capabilities.packs_commands else 1
         self._pack_bytes = min(BODY_BYTES_MAX, capabilities.body_bytes_max)
-        self._out: Batcher[Attempt] = Batcher(self._publish, spawner=spawner, name="saga-replies", batch_max=BATCH_MAX)
+        self._out: Batcher[Attempt] = Batcher(
+            self._publish, spawner=spawner, name="saga-replies", batch_max=BATCH_MAX
+        )
         self._confirmed: Batcher[Sequence[Attempt]] = Batcher(
             self._settle_all, spawner=spawner, name="saga-acks", batch_max=BATCH_MAX
         )
@@ -167,7 +169,7 @@ class Replies:
 
 
 def _envelope(attempt: Attempt, id: str, answer: Answer) -> bytes:
-    """Return what `encode_reply` makes of the Reply to this command, without making the Reply first (a test compares)."""
+    """Return what `encode_reply` makes of the Reply to this command, without making the Reply (a test compares)."""
     command = attempt.command
     head = {
         "specversion": "1.0",
@@ -210,5 +212,3 @@ class Acks:
         """Ack them (P35: each consumer its own)."""
         for consumer, deliveries in self._ready.items():
             consumer.ack(deliveries)
-
-

@@ -123,5 +123,7 @@ class Runner:
         self._counts["poison"] += 1
         delivery = attempt.held[0].delivery
         kind = f"{attempt.command.activity}:{attempt.command.direction}"
-        await self._parking.park([parked_row(delivery, "poison", body=envelope(delivery, attempt.command), kind=kind)])
+        await self._parking.park(
+            [parked_row(delivery, "poison", body=envelope(delivery, attempt.command), kind=kind)]
+        )
         self._answer(attempt, answers.POISON)

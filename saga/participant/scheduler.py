@@ -65,7 +65,7 @@ class Scheduler:
         self._waiting_max = waiting_max
         self._clock = clock
         self._spawner = spawner
-        # SQL-7: a handler with a session starts only when a connection is free for it; the others need not wait for that
+        # SQL-7: a handler with a session starts only when a connection is free for it; others need not wait for that
         self._plain = _Queue(inf)
         self._in_transaction = _Queue(transactions_max)
         self._turn = (self._plain, self._in_transaction)
@@ -157,7 +157,9 @@ class Scheduler:
                 since_yield += len(group)
                 if since_yield >= COMMANDS_BETWEEN_YIELDS:
                     since_yield = 0
-                    await self._clock.sleep(0)  # handlers that never wait must let receiving and replies go on
+                    await self._clock.sleep(
+                        0
+                    )  # handlers that never wait must let receiving and replies go on
         finally:
             self._workers -= 1
 
@@ -197,20 +199,25 @@ class Scheduler:
 
     def _next(self) -> Group | None:
         """Take the next group. P14: while a lone command waits nothing else starts, and it starts when nothing runs."""
-        if not self._has_work():
+        if self._stopped or self._alone or self.running >= self._commands_max:
             return None
         if self._lone:
-            self._alone = True
-            attempt = self._lone.popleft()
-            self._queue_of(attempt.served).running += 1
-            return self._taken([attempt])
+            return self._lone_group()
         queue = self._startable()
-        assert queue is not None
-        first, second = self._turn
-        self._turn = (second, first)
+        if queue is None:
+            return None
+        self._turn = (self._turn[1], self._turn[0])
         queue.running += 1
         item = queue.ready.popleft()
         return self._taken([item] if isinstance(item, Attempt) else self._batch(item))
+
+    def _lone_group(self) -> Group | None:
+        if self.running:
+            return None
+        self._alone = True
+        attempt = self._lone.popleft()
+        self._queue_of(attempt.served).running += 1
+        return self._taken([attempt])
 
     def _batch(self, lane: Lane) -> Group:
         count = min(lane.size, len(lane.waiting), self._commands_max - self.running)

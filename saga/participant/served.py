@@ -35,7 +35,9 @@ class Served:
         "needs_session", "non_retryable", "output", "payload_argument", "plain", "spread", "undo",
     )  # fmt: skip
 
-    def __init__(self, activity: Activity[Any, Any, Any], direction: str, handler: Handler, limit: float) -> None:
+    def __init__(
+        self, activity: Activity[Any, Any, Any], direction: str, handler: Handler, limit: float
+    ) -> None:
         self.activity = activity
         self.direction = direction
         self.handler = handler
@@ -128,7 +130,10 @@ class Served:
         if self.direction != "forward":
             return NULL
         if isinstance(value, Result):
-            data = forward_data(self.output.encode(value.output, what="output"), self.undo.encode(value.undo, what="undo data"))
+            data = forward_data(
+                self.output.encode(value.output, what="output"),
+                self.undo.encode(value.undo, what="undo data"),
+            )
         elif self.undo is not NONE:
             raise PayloadInvalid(f"The output is not a Result with a {self.undo.name}.")
         else:
@@ -176,7 +181,9 @@ Table = dict[tuple[str, str], Served]
 """Handlers of one queue by (activity, direction)."""
 
 
-def serve(participants: Iterable[Participant], *, stateless: bool, capabilities: Capabilities) -> dict[str, Table]:
+def serve(
+    participants: Iterable[Participant], *, stateless: bool, capabilities: Capabilities
+) -> dict[str, Table]:
     """Return every handler by queue, checked. A participant's queue is there even if it has contracts only.
 
     Raises DuplicateActivity, DefinitionError (a stateless undo that cannot do without its past; P21),
@@ -190,7 +197,8 @@ def serve(participants: Iterable[Participant], *, stateless: bool, capabilities:
                 table = tables.setdefault(activity.queue, {})
                 if (activity.name, served.direction) in table:
                     raise DuplicateActivity(
-                        f"Activity {activity.name!r} is served twice on queue {activity.queue!r}.", step=activity.name
+                        f"Activity {activity.name!r} is served twice on queue {activity.queue!r}.",
+                        step=activity.name,
                     )
                 table[activity.name, served.direction] = served
     return tables
@@ -210,7 +218,9 @@ def _handlers(activity: Activity[Any, Any, Any]) -> Iterable[Served]:
 def _check(served: Served, stateless: bool, capabilities: Capabilities) -> None:
     handler, step = served.handler, served.activity.name
     if stateless and served.needs_session:
-        raise DefinitionError(f"{served.name} asks for a session, but the participant has no database.", step=step)
+        raise DefinitionError(
+            f"{served.name} asks for a session, but the participant has no database.", step=step
+        )
     for argument, optional in (
         (handler.output_argument, handler.output_optional),
         (handler.undo_argument, handler.undo_optional),
@@ -222,7 +232,9 @@ def _check(served: Served, stateless: bool, capabilities: Capabilities) -> None:
                 step=step,
             )
     if served.batch is not None and served.context_argument is not None:
-        raise DefinitionError(f"{served.name}: a batch handler serves many commands, it has no one context.", step=step)
+        raise DefinitionError(
+            f"{served.name}: a batch handler serves many commands, it has no one context.", step=step
+        )
     bound = capabilities.unacked_seconds_max
     if bound is not None and served.limit_seconds > bound / 2:
         raise MissingCapability(
@@ -237,6 +249,11 @@ def idle_in_transaction_seconds(participants: Iterable[Participant]) -> float | 
 
     The largest `start_to_close` of their handlers plus 5 s; None if one of them has no bound.
     """
-    limits = [served.limit_seconds for participant in participants for activity in participant.activities.values() for served in _handlers(activity)]
+    limits = [
+        served.limit_seconds
+        for participant in participants
+        for activity in participant.activities.values()
+        for served in _handlers(activity)
+    ]
     longest = max(limits, default=0.0)
     return None if longest == inf else longest + IDLE_MARGIN_SECONDS

@@ -1,6 +1,6 @@
 """The participant's shell: one consumer per queue, and the parts between a delivery and its ack, started and stopped.
 
-    deliveries -> Intake -> Scheduler -> Runner -> Replies -> ack
+deliveries -> Intake -> Scheduler -> Runner -> Replies -> ack
 """
 
 from __future__ import annotations
@@ -162,7 +162,11 @@ class ParticipantService:
             failpoint("M4")
         done, _ = await asyncio.wait({draining}, timeout=grace.total_seconds())
         if not done:
-            log.warning("the grace is over: %d commands are given back unfinished", self._scheduler.running)
+            log.warning(
+                "the grace is over: %d commands are given back unfinished, %d replies unconfirmed",
+                self._scheduler.running,
+                self._replies.pending,
+            )
             self._watch.abandon()
             # what is committing is never cancelled: it ends by itself, bounded
             await asyncio.wait({draining}, timeout=FENCED_SECONDS)

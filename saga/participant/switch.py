@@ -41,7 +41,9 @@ class Run:
 
     __slots__ = ("deadline", "given_up", "phase", "task")
 
-    def __init__(self, deadline: float, task: asyncio.Task[Any] | None, given_up: Callable[[], None] | None) -> None:
+    def __init__(
+        self, deadline: float, task: asyncio.Task[Any] | None, given_up: Callable[[], None] | None
+    ) -> None:
         self.deadline = deadline
         self.task = task
         self.given_up = given_up
@@ -117,6 +119,8 @@ class Watch:
                 del self._unwinding[run]
                 if run.given_up is not None:
                     run.given_up()
-        following = [run.deadline for run in self._runs if run.phase is RUNNING] + list(self._unwinding.values())
+        following = [run.deadline for run in self._runs if run.phase is RUNNING] + list(
+            self._unwinding.values()
+        )
         if following and (earliest := min(following)) < inf:
             self._arm(earliest)

@@ -143,7 +143,9 @@ class UndoRuns:
         async with self._store.transaction(served.name) as transaction:
             return given, await self._commit(transaction, ended, given)
 
-    async def _commit(self, transaction: HandlerTransaction, ended: Ended, given: Given) -> frozenset[BarrierKey]:
+    async def _commit(
+        self, transaction: HandlerTransaction, ended: Ended, given: Given
+    ) -> frozenset[BarrierKey]:
         if not ended.run.commits(self._clock.monotonic()):
             raise CallFailed(ended)
         failpoint("W3")
@@ -154,7 +156,12 @@ class UndoRuns:
             raise CallFailed(ended) from error
 
     async def _settle(
-        self, empty: Given, given: Given, failures: Given, taken: frozenset[BarrierKey], group: Sequence[Attempt]
+        self,
+        empty: Given,
+        given: Given,
+        failures: Given,
+        taken: frozenset[BarrierKey],
+        group: Sequence[Attempt],
     ) -> list[Attempt]:
         if taken:
             # everything was rolled back: the losers are answered from what stands, the others run again

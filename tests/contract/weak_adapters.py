@@ -749,6 +749,24 @@ class ClosingAConsumerTwiceRaises(Weak):
             await super().close()
 
 
+class AcksOnAClosingChannel(Weak):
+    """An ack after the channel's close costs the whole connection."""
+
+    class consumer_class(MemoryConsumer):
+        async def close(self) -> None:
+            self._closing = True
+            for _ in range(10):
+                await asyncio.sleep(0)
+            await super().close()
+            self._closing = False
+
+        def ack(self, deliveries: Sequence[Delivery]) -> None:
+            if getattr(self, "_closing", False) and self._own_tags(deliveries):
+                self._broker.sever()
+                self._broker.restore()
+            super().ack(deliveries)
+
+
 class ClosingAConsumerNeedsTheBroker(Weak):
     """A consumer whose connection is away cannot be closed."""
 

@@ -11,7 +11,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -37,7 +37,6 @@ from saga.client import Client, Handle
 from saga.clock import SystemClock, SystemIds, TaskSpawner
 from saga.coordinator.service import Coordinator
 from saga.coordinator.verbs import Verbs
-from saga.definition.activity import Participant
 from saga.definition.builder import Saga
 from saga.definition.registry import Registry
 from saga.engine.model import Redrive
@@ -273,7 +272,8 @@ def fail(error: str = "Oops", *, retryable: bool = True, **how: Any) -> Act:
 
 
 Script = Mapping[str, Sequence[Act]]
-"""By step, or `undo step`, or `fence step`: what is done about the first, second, ... command; the last one repeats."""
+"""By `step`, `undo step` or `fence step`, `*` for any step, `saga id: ` before it for one saga only: what is done about
+the first, second, ... command; the last one repeats."""
 
 
 class Scripted:
@@ -370,8 +370,10 @@ class Scripted:
         return [OutMessage(command.replyto, *pack([body]), key=command.runid) for _ in range(act.replies)]
 
     def _act(self, command: Command) -> Act:
-        name = command.step if command.direction == "forward" else f"{command.direction.replace('compensate', 'undo')} {command.step}"
-        acts = self.script.get(name) or self.script.get(name.replace(command.step, "*")) or (DONE,)
+        prefix = {"forward": "", "compensate": "undo ", "fence": "fence "}[command.direction]
+        name = prefix + command.step
+        keys = (f"{command.sagaid}: {name}", name, prefix + "*")
+        acts = next((self.script[key] for key in keys if key in self.script), (DONE,))
         place = self._acts[command.runid, name]
         self._acts[command.runid, name] += 1
         return acts[min(place, len(acts) - 1)]
@@ -435,14 +437,9 @@ class Batch:
 
     size: int
     statements: list[str] = field(default_factory=list)
-    transactions: int = 0
-    """Transactions that were begun; a statement by itself counts as one."""
+    commits: int = 0
+    """Writing transactions; a writing statement by itself is one."""
     changes: Changes = field(default_factory=Changes)
-
-    @property
-    def writes(self) -> list[str]:
-        """Statements that write: an INSERT, UPDATE or DELETE, or one with such parts."""
-        return [each for each in self.statements if any(word in each for word in ("INSERT ", "UPDATE saga", "DELETE "))]
 
     @property
     def rows(self) -> dict[str, int]:
@@ -454,6 +451,15 @@ class Batch:
 _counting: ContextVar[Batch | None] = ContextVar("counting", default=None)
 
 
+def alone(connection: Connection) -> bool:
+    """Whether each statement of this connection is a transaction by itself."""
+    return connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
+
+
+def writes(statement: str) -> bool:
+    return any(word in statement for word in ("INSERT ", "UPDATE saga", "DELETE "))
+
+
 def count_statements(database: Database) -> None:
     """Note every statement and transaction of an engine in the batch that runs it."""
     sync = database.engine.sync_engine
@@ -463,28 +469,30 @@ def count_statements(database: Database) -> None:
         batch = _counting.get()
         if batch is not None and not statement.startswith("BEGIN"):
             batch.statements.append(statement)
-            if connection.get_isolation_level() == "AUTOCOMMIT" and database.dialect != "sqlite":
-                batch.transactions += 1
+            if alone(connection) and writes(statement):
+                batch.commits += 1
 
     @event.listens_for(sync, "commit")
     def committed(connection: Connection) -> None:
         batch = _counting.get()
-        if batch is not None and (database.dialect == "sqlite" or connection.get_isolation_level() != "AUTOCOMMIT"):
-            batch.transactions += 1
+        if batch is not None and not alone(connection):
+            batch.commits += 1
 
 
 class Kept:
     """A batch's work that keeps what it said to write."""
 
-    def __init__(self, work: Work, batch: Batch) -> None:
+    def __init__(self, work: Work, batch: Batch, before: Callable[[Changes], None]) -> None:
         self._work = work
         self._batch = batch
+        self._before = before
 
     def decide(self, loaded: Mapping[UUID, Loaded]) -> Collection[ValueKey]:
         return self._work.decide(loaded)
 
     def changes(self, values: Mapping[ValueKey, bytes]) -> Changes:
         self._batch.changes = self._work.changes(values)
+        self._before(self._batch.changes)
         return self._batch.changes
 
 
@@ -494,25 +502,23 @@ class Store(SqlCoordinatorStore):
     def __init__(self, database: Database, namespace: str) -> None:
         super().__init__(database, namespace)
         self.batches: list[Batch] = []
-        self.before: Callable[[int], None] = lambda _number: None
-        self.after: Callable[[int], None] = lambda _number: None
-        """Called with the number of the batch, from 1; a process may be killed in either."""
+        self.before: Callable[[Changes], None] = lambda _changes: None
+        """Called with what is about to be written; a process that dies here raises CancelledError."""
+        self.after: Callable[[Changes], None] = lambda _changes: None
+        """Called with what was committed, before anything is acked or published."""
 
     async def advance(
         self, run_ids: Collection[UUID], work: Work, confirmed: Collection[int], session: Any = None
     ) -> Advanced:
         batch = Batch(len(run_ids))
         self.batches.append(batch)
-        number = len(self.batches)
-        self.before(number)
-        await asyncio.sleep(0)  # where a killed process stands
         token = _counting.set(batch)
         try:
-            advanced = await super().advance(run_ids, Kept(work, batch), confirmed, session)
+            advanced = await super().advance(run_ids, Kept(work, batch, self.before), confirmed, session)
         finally:
             _counting.reset(token)
-        self.after(number)
-        await asyncio.sleep(0)
+        self.after(batch.changes)
+        await asyncio.sleep(0)  # where a process that was killed there stands
         return advanced
 
 
@@ -662,24 +668,49 @@ class Stack:
             await self.run(lambda connection: _age(connection, seconds))
         self.clock.jump(seconds)
 
-    async def until(self, holds: Callable[[], Any], *, step: float = 0.0, within: float = PATIENCE_SECONDS) -> None:
+    async def pass_database_time(self, seconds: float) -> None:
+        """Let time pass for the database alone: what is due is not looked for yet."""
+        if self.name == "sqlite":
+            self.clock.offset += seconds
+        else:
+            await self.run(lambda connection: _age(connection, seconds))
+
+    async def until(
+        self, holds: Callable[[], Any | Awaitable[Any]], *, step: float = 0.0, within: float = PATIENCE_SECONDS
+    ) -> None:
         """Poll until `holds()`, bounded; with `step`, that many seconds pass between two looks."""
+
+        async def look() -> bool:
+            seen = holds()
+            return bool(await seen if isinstance(seen, Awaitable) else seen)
+
         async with asyncio.timeout(within):
-            while not holds():
+            while not await look():
                 await asyncio.sleep(POLL_SECONDS)
                 if step:
                     await self.pass_time(step)
 
     async def ended(self, handles: Sequence[Handle[Any]], *, step: float = 0.0, within: float = PATIENCE_SECONDS) -> dict[str, str]:
         """Wait until every saga has ended and return how, by id."""
-        async with asyncio.timeout(within):
-            while True:
-                states = await self.statuses(handles)
-                if all(status in ("completed", "compensated") for status in states.values()):
-                    return states
-                await asyncio.sleep(POLL_SECONDS)
-                if step:
-                    await self.pass_time(step)
+        states: dict[str, str] = {}
+
+        async def over() -> bool:
+            states.update(await self.statuses(handles))
+            return len(states) == len(handles) and set(states.values()) <= {"completed", "compensated"}
+
+        try:
+            await self.until(over, step=step, within=within)
+        except TimeoutError:
+            raise AssertionError(f"not ended: {states}") from None
+        return states
+
+    async def empty(self, *tables: Any, step: float = 0.0) -> None:
+        """Wait until these tables have no row."""
+
+        async def none() -> bool:
+            return not any([await self.count(table) for table in tables])
+
+        await self.until(none, step=step)
 
     # --- looking
 
@@ -747,10 +778,3 @@ def _age(connection: Connection, seconds: float) -> None:
         "UPDATE saga_outbox_delayed SET due_at = due_at - CAST(:by AS interval)",
     ):
         connection.execute(text(statement), by)
-
-
-# --- sagas --------------------------------------------------------------------------------------------------------
-
-
-def work(queue: str = "work", **options: Any) -> Participant:
-    return Participant(queue, start_to_close=timedelta(seconds=30), **options)

@@ -17,6 +17,10 @@ QUICK = RetryPolicy(initial=MS, maximum=2 * MS, attempts=3)
 ENDLESS = RetryPolicy(initial=MS, maximum=2 * MS, attempts=None, schedule_to_close=None, incident_at=10)
 
 
+def work(queue: str = "work") -> Participant:
+    return Participant(queue, start_to_close=timedelta(seconds=30))
+
+
 def sequence(
     count: int,
     *,

@@ -11,8 +11,8 @@ from saga.definition.builder import Saga
 from saga.definition.refs import make
 from saga.messages import Command
 from saga.storage.sqlalchemy import tables as t
-from tests.coordinator.harness import COMMAND_LOST, DONE, Order, Receipt, Stack, fail, work
-from tests.coordinator.sagas import QUICK, sequence
+from tests.coordinator.harness import COMMAND_LOST, DONE, Order, Receipt, Stack, fail
+from tests.coordinator.sagas import QUICK, sequence, work
 
 STEPS = 300
 
@@ -31,7 +31,7 @@ async def test_step_300_costs_what_step_3_costs(stack: Stack) -> None:
     third, last_but_one = batches[2], batches[STEPS - 2]  # the last one closes the saga and sends no command
     assert last_but_one.statements == third.statements
     assert last_but_one.rows == third.rows
-    assert last_but_one.transactions == third.transactions
+    assert last_but_one.commits == third.commits
     grown = len(last_but_one.changes.moved[0].state) - len(third.changes.moved[0].state)
     assert grown <= 16, "the snapshot holds numbers of steps, not steps"
     counts = {table.name: await stack.count(table) for table in (t.history, t.value)}

@@ -18,6 +18,7 @@ import sqlite3
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -31,14 +32,15 @@ from saga.app import App
 from saga.brokers.base import OutMessage, PublishOutcome
 from saga.brokers.memory import MemoryBroker
 from saga.client import Client
+from saga.clock import SystemClock
 from saga.coordinator.arrivals import ReplyArrival
 from saga.messages import commands_channel, replies_channel
 from saga.outbox import relay
-from saga.storage.sqlalchemy import schema as _  # noqa: F401 - so that the forge has it before it forks
 from tests.crash.books import ACCOUNTS, accounts, bookings, orders
 
 REDRIVE: Final = timedelta(milliseconds=300)
-SECONDS_MAX: Final = 20
+SECONDS_MAX: Final = 60
+"""Generous: a loaded machine is no failure."""
 LEASE_SECONDS: Final = 1.0
 """Of the embedded form: who is started again waits for the lease of who was killed."""
 
@@ -145,7 +147,7 @@ def race(app: App) -> None:
         held.clear()
         return offer_all(both)
 
-    batcher.offer_all = together  # type: ignore[method-assign]
+    batcher.offer_all = together  # type: ignore[method-assign, assignment]
 
 
 async def play(database: str, scene: str) -> None:
@@ -176,17 +178,16 @@ async def every_order(client: Client, database: str, prefix: str = "") -> None:
     if await known(client, WAITING.id):
         handles.append(await client.find(payment, WAITING.id))
     for handle in handles:
-        try:
+        with suppress(SagaCompensated):  # which one does is seen in the books
             await handle.result(timeout=timedelta(seconds=SECONDS_MAX))
-        except SagaCompensated as ended:
-            assert ended.reason == "not_approved"
 
 
 async def drained(database: str) -> None:
     """Wait until the outbox is empty: what was sent and never deleted is sent and deleted by the relay."""
     connection = sqlite3.connect(database.removeprefix("sqlite+aiosqlite:///"), timeout=SECONDS_MAX)
+    clock = SystemClock()
     while connection.execute("SELECT count(*) FROM saga_outbox").fetchone() != (0,):
-        await asyncio.sleep(0.02)
+        await clock.sleep(0.02)
     connection.close()
 
 

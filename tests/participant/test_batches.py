@@ -22,6 +22,7 @@ from tests.participant.harness import (
     make_command,
     move,
     undo_of,
+    until,
 )
 
 
@@ -34,7 +35,8 @@ def batched(sizes: list[int], *, undo_sizes: list[int] | None = None) -> Partici
         sizes.append(len(transfers))
         await move(session, "alice", -sum(each.amount for each in transfers if each.amount != 13))
         return [
-            Refused("unlucky") if each.amount == 13 else Receipt(reference=str(each.amount)) for each in transfers
+            Refused("unlucky") if each.amount == 13 else Receipt(reference=str(each.amount))
+            for each in transfers
         ]
 
     @withdraw.compensation(batch=100)
@@ -148,7 +150,9 @@ async def test_p24_shown_with_two_participants(rig: Rig) -> None:
         return [Receipt(reference="x") for _ in transfers]
 
     if rig.database is not None and rig.database.dialect == "sqlite":
-        pytest.skip("SQLite's one writer serialises the batches: each looks before its handler, and none can race")
+        pytest.skip(
+            "SQLite's one writer serialises the batches: each looks before its handler, and none can race"
+        )
     await rig.start(participant, prefetch=1)
     await rig.start(participant, prefetch=1)
     shared = make_command(data=of_amount(5))
@@ -216,8 +220,7 @@ async def test_batches_form_from_what_is_there_and_wait_for_no_company(rig: Rig)
         rig.send(make_command())
         await gate.reached(reached)
     rig.send(*(make_command() for _ in range(30)))
-    while rig.services[0]._scheduler.waiting < 30:
-        await asyncio.sleep(0.005)
+    await until(lambda: rig.services[0]._scheduler.waiting == 30)
     gate.open()
     await rig.receive(32)
     assert sizes == [1, 1, 30]

@@ -59,7 +59,12 @@ SHAPES: dict[str, tuple[Callable[[], Any], str, str | None, bool | None]] = {
     "subclass of a named one": (raise_(FinalChild("x")), "failed", "FinalChild", False),
     "plain": (raise_(ValueError("x")), "failed", "ValueError", True),
     "chained": (chained, "failed", "KeyError", True),
-    "group": (raise_(ExceptionGroup("g", [ValueError("a"), TypeError("b")])), "failed", "ExceptionGroup", True),
+    "group": (
+        raise_(ExceptionGroup("g", [ValueError("a"), TypeError("b")])),
+        "failed",
+        "ExceptionGroup",
+        True,
+    ),
     "recursion": (recurse, "failed", "RecursionError", True),
     "memory": (raise_(MemoryError()), "failed", "MemoryError", True),
     "keyboard interrupt": (raise_(KeyboardInterrupt()), "failed", "KeyboardInterrupt", True),

@@ -53,12 +53,17 @@ class ChannelEvents:
         """The channel has gone. Last event."""
 
 
+def _goodbye() -> spec.Channel.Close:
+    return spec.Channel.Close(200, "closed", 0, 0)
+
+
 class AmqpChannel:
     """An open channel; made by `Link.open_channel`."""
 
     def __init__(self, link: Link, number: int, events: ChannelEvents) -> None:
         self.number = number
         self.lost: ChannelLost | None = None
+        self._closing = False
         self._link = link
         self._events = events
         self._encoder = frames.PublishEncoder(number, link.frame_bytes_max)
@@ -86,7 +91,10 @@ class AmqpChannel:
 
     async def put(self, weighted: tuple[int, Any]) -> None:
         if self.lost is not None:
-            return  # RMQ-13: nothing of a dead channel is handed on
+            # RMQ-13: nothing of a dead channel is handed on. Its close may be the answer that was late
+            if isinstance(weighted[1], spec.Channel.CloseOk):
+                self._link.buried(self)
+            return
         handler = self._handlers.get(type(weighted[1]))
         if handler is not None:
             handler(weighted[1])
@@ -98,8 +106,9 @@ class AmqpChannel:
     async def call(self, method: Any, *, seconds: float = CALL_SECONDS_MAX) -> Any:
         """Send a method and return the broker's answer. Cancelling is safe: the late answer is thrown away.
 
-        Errors: ChannelLost, also when there is no answer in time. Then the connection is dropped (RMQ-8), unless
-        an alarm blocks it (RMQ-11): the broker is well and would treat the next connection in the same way.
+        Errors: ChannelLost, also when there is no answer in time. Then this channel is given up: nobody knows what
+        a later answer would belong to. The others live on, since a single queue can be slow (a declare, a consume
+        on one that is being deleted); whether the broker still lives is for the probe to say (RMQ-8).
         """
         if self.lost is not None:
             raise self.lost
@@ -109,30 +118,40 @@ class AmqpChannel:
         done, _ = await asyncio.wait({reply}, timeout=seconds)
         if not done:
             late = ChannelLost(0, f"no answer to {method.name} within {seconds:g} s")
-            if not self._link.blocked:
-                self._link.drop(late.text)
-            self.lose(late)
+            self._abandon(late)
             raise late
         answer = reply.result()
         if isinstance(answer, ChannelLost):
             raise answer
         return answer
 
+    def _abandon(self, late: ChannelLost) -> None:
+        """Give up a channel that does not answer. The broker must close it too, or it would go on to deliver here."""
+        if not self._closing:
+            self._closing = True
+            self._link.write(pamqp.frame.marshal(_goodbye(), self.number))
+        self._link.abandoned(self)
+        self.lose(late)
+
     def encode(self, message: OutMessage, message_id: str) -> bytes:
         """Return the frames of one publish; raises ValueError if AMQP cannot carry it."""
         return self._encoder.encode(message, message_id)
 
     def send(self, data: bytes) -> None:
-        """Write frames of this channel that have no answer; nothing happens once it is lost."""
-        if self.lost is None:
+        """Write frames of this channel that have no answer; nothing happens once it is lost or being closed.
+
+        After our Close the broker forgets the number, and a frame for it would cost the whole connection (504).
+        """
+        if self.lost is None and not self._closing:
             self._link.write(data)
 
     async def close(self) -> None:
         """Close in good order, bounded; the broker takes back what is unacked. Idempotent."""
-        if self.lost is not None:
+        if self.lost is not None or self._closing:
             return
+        self._closing = True
         try:
-            await self.call(spec.Channel.Close(200, "closed", 0, 0))
+            await self.call(_goodbye())
         except ChannelLost:
             pass
         finally:

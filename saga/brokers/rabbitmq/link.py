@@ -27,6 +27,7 @@ _CONNECT_SECONDS_MAX = 4.0
 _CLOSE_SECONDS_MAX = 3.0
 _READ_BUFFER_BYTES = 256 * 1024
 _STABLE_SECONDS = 5.0
+_ZOMBIE_ROUNDS = 3
 
 
 class ConnectionLost(Exception):
@@ -60,6 +61,7 @@ class Link:
         self._spawner = spawner
         self._numbers = 0
         self._channels: dict[int, AmqpChannel] = {}
+        self._abandoned: dict[AmqpChannel, int] = {}
         connection.closing.add_done_callback(lambda _: self._end("closed by the peer or the network"))
 
     def write(self, data: bytes) -> None:
@@ -104,6 +106,23 @@ class Link:
     def forget(self, channel: AmqpChannel) -> None:
         """Drop a lost channel. aiormq frees the number itself when it sees the close."""
         self._channels.pop(channel.number, None)
+
+    def abandoned(self, channel: AmqpChannel) -> None:
+        """Remember a channel that was given up without an answer, until the broker has closed it."""
+        self._abandoned[channel] = 0
+
+    def buried(self, channel: AmqpChannel) -> None:
+        """The broker has closed a channel that was given up; what it held is in its queue again."""
+        self._abandoned.pop(channel, None)
+
+    def has_zombie(self) -> bool:
+        """Tell whether a channel that was given up is still open at the broker for the fourth time asked.
+
+        It holds deliveries that nobody will settle; only the end of the connection frees them then.
+        """
+        for channel in self._abandoned:
+            self._abandoned[channel] += 1
+        return any(rounds > _ZOMBIE_ROUNDS for rounds in self._abandoned.values())
 
     def drop(self, reason: str) -> None:
         """Cut the connection now, without a word to the peer, who may be frozen. Idempotent."""
@@ -255,7 +274,7 @@ class Keeper:
                 link.drop("given up")
 
     async def _probe(self, link: Link) -> None:
-        """Ask the broker for a sign of life all the time (RMQ-8); a late answer drops the link (`call`).
+        """Ask the broker for a sign of life all the time (RMQ-8); a late answer drops the link.
 
         While an alarm blocks the link, the broker reads nothing from it and cannot answer (RMQ-11): no probe then.
         """
@@ -267,6 +286,8 @@ class Keeper:
                     if not link.blocked:
                         probe = spec.Basic.Qos(prefetch_count=1)
                         await channel.call(probe, seconds=self._options.late_seconds)
+                        if link.has_zombie():
+                            link.drop("a channel that was given up is still open")
             except ChannelLost as error:
                 if not link.blocked:
                     link.drop(f"probe: {error}")

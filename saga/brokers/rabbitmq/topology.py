@@ -21,6 +21,9 @@ NOT_FOUND, ACCESS_REFUSED, PRECONDITION_FAILED, RESOURCE_LOCKED = 404, 403, 406,
 # every version: 3.x has no limit by default but knows no word for it, 4.x has 20 (RMQ-17).
 _PARKING_DELIVERY_LIMIT = 1_000_000_000
 
+# A new quorum queue starts a Raft group; on a busy server that takes seconds.
+_DECLARE_SECONDS_MAX = 9.0
+
 
 def arguments(channel: Channel, options: RabbitMQOptions) -> dict[str, Any]:
     """Return the arguments of one queue; they are fixed once it exists."""
@@ -44,9 +47,8 @@ async def declare(link: Link, channel: Channel, options: RabbitMQOptions) -> Non
     """Create a durable quorum queue, or see that it is as it should be. Errors: TopologyMismatch, ChannelLost."""
     throw_away = await link.open_channel(ChannelEvents())
     try:
-        await throw_away.call(
-            spec.Queue.Declare(queue=channel.name, durable=True, arguments=arguments(channel, options))
-        )
+        wanted = spec.Queue.Declare(queue=channel.name, durable=True, arguments=arguments(channel, options))
+        await throw_away.call(wanted, seconds=_DECLARE_SECONDS_MAX)
     except ChannelLost as error:
         if error.reply_code == ACCESS_REFUSED:
             # without the right to configure (S17) existence is all that can be verified

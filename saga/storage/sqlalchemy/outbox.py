@@ -41,10 +41,11 @@ class SqlOutboxStore:
                     row.name.in_(sorted(names)),
                     (row.owner == owner) | row.owner.is_(None) | (row.expires_at < now),
                 )
-                .values(
-                    epoch=case((row.owner == owner, row.epoch), else_=row.epoch + 1),
-                    owner=owner,
-                    expires_at=now + timedelta(seconds=seconds),
+                # the epoch first: a database that assigns from left to right would compare with the new owner (MDB-2)
+                .ordered_values(
+                    (row.epoch, case((row.owner == owner, row.epoch), else_=row.epoch + 1)),
+                    (row.owner, owner),
+                    (row.expires_at, now + timedelta(seconds=seconds)),
                 )
                 .returning(row.name, row.epoch)
             ).all()

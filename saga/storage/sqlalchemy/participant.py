@@ -1,8 +1,8 @@
 """The participant's store over SQLAlchemy: handlers' transactions, and the barrier's own (row D-10).
 
-A handler's transaction begins at its first statement and holds one connection; there are never more of them than the
-pool has connections, so nobody waits in the pool, and nothing here asks for a second one (SQL-7). Flush, barrier insert,
-COMMIT and giving the connection back are one switch into SQLAlchemy's greenlet.
+A handler's transaction begins at its first statement and holds one connection; there are never more of them than
+the pool has connections, so nobody waits in the pool, and nothing here asks for a second one (SQL-7). Flush, barrier
+insert, COMMIT and giving the connection back are one switch into SQLAlchemy's greenlet.
 """
 
 from __future__ import annotations
@@ -76,10 +76,14 @@ class SqlParticipantStore:
         return await self._run(decide)
 
     async def count_lone_run(self, command_id: str) -> int:
-        return await self._run(lambda connection: self._statements.count_lone_run(connection, command_id), single=True)
+        return await self._run(
+            lambda connection: self._statements.count_lone_run(connection, command_id), single=True
+        )
 
     async def forget_lone_run(self, command_id: str) -> None:
-        await self._run(lambda connection: self._statements.forget_lone_run(connection, command_id), single=True)
+        await self._run(
+            lambda connection: self._statements.forget_lone_run(connection, command_id), single=True
+        )
 
     async def _run(self, function: Callable[[Connection], T], *, single: bool = False) -> T:
         async with self._permits:

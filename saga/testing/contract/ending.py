@@ -142,6 +142,31 @@ async def settling_after_close_does_nothing(h: Harness) -> None:
 
 
 @behaviour()
+async def settling_while_a_consumer_is_being_closed_harms_nobody(h: Harness) -> None:
+    """An ack that meets the close comes too late or in time; the broker's other consumers notice nothing."""
+    broker = await h.connect()
+    name, another = await h.channel(broker), await h.channel(broker)
+    other = await h.soon(broker.consume(another, prefetch=10))
+    await h.send(broker, another, b"held")
+    (held,) = await h.take(other, 1)
+    await h.send(broker, name, *numbered(100))
+    consumer = await h.soon(broker.consume(name, prefetch=100))
+    taken = await h.take(consumer, 100)
+    closing = h.spawner.spawn(consumer.close(), name="close")
+    for delivery in taken:  # one in each turn of the loop: before, while and after the broker hears of the close
+        await asyncio.wait({closing}, timeout=0)
+        consumer.ack([delivery])
+    await h.soon(consumer.close())
+    await asyncio.wait({closing})
+    await h.settle()
+    await h.left(broker, name, (await h.soon(broker.status(name))).messages)
+    other.ack([held])
+    await h.settle()
+    await h.soon(other.close())
+    await h.left(broker, another, 0)
+
+
+@behaviour()
 async def closing_a_consumer_twice_is_legal(h: Harness) -> None:
     """And leaves the other consumers alone."""
     broker = await h.connect()

@@ -1,0 +1,104 @@
+"""A saga to start: reserve, then charge, which refuses what costs too much. And a place to run it on either stack."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from pydantic import BaseModel
+from sqlalchemy import Column, MetaData, Table, Text, text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+
+from saga import Participant, Refused, Saga
+from saga.app import App
+from saga.brokers.memory import MemoryBroker, MemoryQueues
+from saga.clock import SystemClock
+
+SECONDS_MAX = 30.0
+LIMIT = 1_000
+
+
+class Order(BaseModel):
+    item: str = "book"
+    cents: int = 100
+
+
+class Receipt(BaseModel):
+    number: str
+
+
+shop = Participant("shop", start_to_close=timedelta(seconds=10))
+
+
+gates: dict[str, asyncio.Event] = {}
+"""An activity for an item with a gate waits until the test opens it."""
+
+
+@shop.activity
+async def reserve(order: Order) -> Receipt:
+    if order.item in gates:
+        await gates[order.item].wait()
+    return Receipt(number=f"r-{order.item}")
+
+
+@reserve.compensation
+async def release(order: Order) -> None: ...
+
+
+@shop.activity
+async def charge(order: Order) -> Receipt:
+    if order.cents > LIMIT:
+        raise Refused("too_expensive", details={"missing": order.cents - LIMIT})
+    if order.item in gates:
+        await gates[order.item].wait()
+    return Receipt(number=f"c-{order.item}")
+
+
+@charge.compensation
+async def pay_back(order: Order) -> None: ...
+
+
+purchase = Saga("purchase", Order).step(reserve).step(charge).returns(charge.out)
+
+own = MetaData()
+orders = Table("orders", own, Column("id", Text, primary_key=True))
+
+
+class Place:
+    """A database with our tables and the shop's, and a broker; as many apps on them as a test wants."""
+
+    def __init__(self, stack: str, url: str, broker_url: str | None) -> None:
+        self.stack = stack
+        self.url = url
+        self.broker_url = broker_url
+        self.namespace = f"client-{secrets.token_hex(4)}" if broker_url else "default"
+        self.queues = MemoryQueues()
+        self.engine: AsyncEngine = create_async_engine(url)
+
+    def app(self, *, url: str | None = None, **options: Any) -> App:
+        broker: Any = self.broker_url or MemoryBroker(self.queues)
+        options = {"sagas": [purchase], "participants": [shop], "namespace": self.namespace, **options}
+        return App(url or self.url, broker=broker, **options)
+
+    def session(self) -> AsyncSession:
+        """A session of the caller's own, with an engine that knows nothing of ours."""
+        return AsyncSession(self.engine, expire_on_commit=False)
+
+    async def rows(self, query: str, **parameters: Any) -> list[Any]:
+        async with self.engine.connect() as connection:
+            return list((await connection.execute(text(query), parameters)).all())
+
+    async def count(self, table: str) -> int:
+        return int((await self.rows(f"SELECT count(*) FROM {table}"))[0][0])
+
+    async def until(self, reached: Callable[[], Any], *, seconds: float = SECONDS_MAX) -> float:
+        """Poll until `reached()` (awaited) is true; return how long that took."""
+        clock = SystemClock()
+        since = clock.monotonic()
+        while not await reached():
+            assert clock.monotonic() - since < seconds, "not reached in time"
+            await clock.sleep(0.02)
+        return clock.monotonic() - since

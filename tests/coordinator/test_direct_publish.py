@@ -1,0 +1,173 @@
+"""From commit to broker: at once and from memory, in the order of each key, with the sweep for all that is left."""
+
+from __future__ import annotations
+
+import pytest
+
+from saga.brokers.base import OutMessage, PublishOutcome
+from saga.outbox import publisher
+from saga.storage.base import Changes
+from saga.storage.sqlalchemy import tables as t
+from tests.coordinator.harness import HELD, Node, Order, Stack
+from tests.coordinator.sagas import sequence
+from tests.plugins.features import Faults
+
+THREE = sequence(3)
+LEASE_AND_TWO_SECONDS = 7
+
+
+@pytest.mark.feature("F-03")
+@pytest.mark.usefixtures("real_broker")
+async def test_an_idle_commit_is_on_the_broker_without_any_waiting(stack: Stack) -> None:
+    """F-03: with every local clock standing still a saga runs from start to end; no poll and no debounce takes part."""
+    participant = await stack.participant()
+    node = await stack.node(THREE)
+    stack.clock.freeze()
+    handle = await node.client.start(THREE, Order(), id="x")
+    await handle.result()
+    assert participant.effects("x") == ["s1", "s2", "s3"]
+    assert len(node.broker.commands()) == 3
+
+
+@pytest.mark.feature("F-03")
+async def test_confirmed_rows_go_with_the_next_batch_and_after_250_ms_when_idle(stack: Stack) -> None:
+    """F-03, P34: no statement of its own while there is traffic."""
+    participant = await stack.participant({"last: s2": [HELD]})
+    node = await stack.node(THREE)
+    stack.clock.freeze()
+    deleted = count_deletions(node)
+    handles = [await node.client.start(THREE, Order(), id=saga_id) for saga_id in ("busy", "last")]
+    await handles[0].result()
+    await participant.wait_held(1)
+    assert deleted == [], "each confirmed row went with a batch"
+    left = await stack.rows(t.outbox.select())
+    assert 1 <= len(left) <= 2, "the commands that no batch came after"
+    stack.clock.jump(0.24)
+    await stack.until(lambda: not node.publisher.take_confirmed.__self__._confirmed or True)
+    assert await stack.rows(t.outbox.select()) == left
+    stack.clock.jump(0.02)
+    await stack.empty(t.outbox)
+    assert len(deleted) == 1
+
+
+def count_deletions(node: Node) -> list[int]:
+    counts: list[int] = []
+    real = node.outbox.delete_confirmed
+
+    async def counted(ids: object) -> None:
+        counts.append(len(ids))  # type: ignore[arg-type]
+        await real(ids)  # type: ignore[arg-type]
+
+    node.outbox.delete_confirmed = counted  # type: ignore[method-assign]
+    return counts
+
+
+@pytest.mark.feature("F-03")
+async def test_a_row_goes_direct_only_if_no_older_unsent_row_of_its_key_is_known(stack: Stack) -> None:
+    """F-03: what the broker refused once is the relay's, and so is what follows under its key; others go direct."""
+    await stack.participant()
+    node = await stack.node(THREE)
+    refused: list[OutMessage] = []
+
+    def once(message: OutMessage) -> PublishOutcome | None:
+        if not refused:
+            refused.append(message)
+            return PublishOutcome.REFUSED
+        return None
+
+    direct: list[str] = []
+    real = node.broker.publish
+
+    node.broker.refuse = once
+    original = node.publisher.publish
+
+    def publish(rows: list) -> None:  # type: ignore[type-arg]
+        sent = len(node.broker.sent)
+        original(rows)
+        direct.extend(message.key for message in node.broker.sent[sent:])
+
+    node.publisher.publish = publish  # type: ignore[method-assign, assignment]
+    node.client._publish = publish  # type: ignore[assignment]
+    assert real is not None
+    slow = await node.client.start(THREE, Order(), id="slow")
+    fast = await node.client.start(THREE, Order(), id="fast")
+    assert await stack.ended([fast]) == {"fast": "completed"}
+    assert await stack.ended([slow], step=1) == {"slow": "completed"}
+    keys = [str(handle.run_id) for handle in (slow, fast)]
+    assert direct.count(keys[1]) == 3
+    assert direct.count(keys[0]) == 1 + later_than_ten_seconds(direct, keys[0]), "the refused one"
+    commands = [command for command in node.broker.commands() if command.runid == keys[0]]
+    steps = [command.step for command in commands if not command.resend]
+    assert steps[:2] == ["s1", "s1"], "once in vain"
+    assert sorted(set(steps)) == ["s1", "s2", "s3"]
+
+
+def later_than_ten_seconds(direct: list[str], key: str) -> int:
+    """How many rows of the key went direct again, after the time for which the relay had it."""
+    return direct.count(key) - 1
+
+
+@pytest.mark.feature("F-03")
+async def test_above_the_bound_rows_are_left_to_the_sweep(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P33: committing never waits for a broker that does not answer, and memory stays bounded."""
+    monkeypatch.setattr(publisher, "IN_FLIGHT_MAX", 5)
+    participant = await stack.participant()
+    node = await stack.node(THREE)
+    node.broker.held = []
+    handles = [await node.client.start(THREE, Order(), id=f"x{number}") for number in range(8)]
+    assert len(node.broker.held) == 5
+    assert len(node.publisher.in_flight) == 5
+    node.broker.let_go()
+    states = await stack.ended(handles, step=1)
+    assert set(states.values()) == {"completed"}
+    assert not participant.doubled()
+
+
+@pytest.mark.feature("F-03", acceptance=True)
+@pytest.mark.usefixtures("real_broker")
+async def test_after_a_kill_right_after_every_commit_all_rows_are_out_within_the_lease(stack: Stack, faults: Faults) -> None:
+    """F-03, I6: idle, a commit is on the broker with the clock standing still; killed, the sweep of another has it."""
+    faults.declare("killed after the commit")
+    participant = await stack.participant()
+    node = await stack.node(THREE)
+    stack.clock.freeze()
+    await (await node.client.start(THREE, Order(), id="idle")).result()
+
+    handle = await kill_after_start(node)
+    for step in range(1, 4):
+        faults.fired("killed after the commit")
+        node = await stack.node(THREE)
+        kill_at_next_commit(node)
+        seen = len(participant.effects("killed"))
+        assert seen == step - 1
+        for _ in range(LEASE_AND_TWO_SECONDS * 2):
+            if len(participant.effects("killed")) == step:
+                break
+            await stack.pass_time(0.5)
+            await drained(stack, node)
+        assert participant.effects("killed") == [f"s{number}" for number in range(1, step + 1)]
+        await stack.until(lambda node=node: not node.alive, step=1)
+    assert await stack.ended([handle], step=1) == {"killed": "completed"}
+    assert not participant.doubled()
+
+
+async def kill_after_start(node: Node) -> object:
+    """Start a saga and kill its process before it publishes anything."""
+    node.broker.held = []
+    handle = await node.client.start(THREE, Order(), id="killed")
+    node.kill()
+    return handle
+
+
+def kill_at_next_commit(node: Node) -> None:
+    def after(changes: Changes) -> None:
+        if changes.moved:
+            node.kill()
+
+    node.store.after = after
+
+
+async def drained(stack: Stack, node: Node) -> None:
+    """Give what this half second woke the time to run; a look at the database takes longer than its own work."""
+    for _ in range(3):
+        await stack.count(t.lease)

@@ -1,0 +1,96 @@
+"""The one batcher: bounded, in order, never waiting for company, never stopped by one bad batch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+
+from saga.batcher import Batcher
+from saga.clock import TaskSpawner
+
+
+@pytest.fixture
+async def spawner() -> AsyncIterator[TaskSpawner]:
+    made = TaskSpawner()
+    yield made
+    await made.close()
+
+
+async def test_what_was_offered_in_one_pass_travels_together_in_order(spawner: TaskSpawner) -> None:
+    batches: list[list[int]] = []
+
+    async def work(batch: Sequence[int]) -> None:
+        batches.append(list(batch))
+
+    batcher: Batcher[int] = Batcher(work, spawner=spawner, name="test", batch_max=4)
+    assert batcher.offer_all(range(10)) == 10
+    await batcher.join()
+    assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert batcher.idle
+
+
+async def test_what_arrives_during_a_batch_makes_the_next_one(spawner: TaskSpawner) -> None:
+    batches: list[list[int]] = []
+    gate = asyncio.Event()
+
+    async def work(batch: Sequence[int]) -> None:
+        batches.append(list(batch))
+        await gate.wait()
+
+    batcher: Batcher[int] = Batcher(work, spawner=spawner, name="test", batch_max=100)
+    batcher.offer(1)
+    await asyncio.sleep(0)
+    batcher.offer_all([2, 3, 4])
+    gate.set()
+    await batcher.join()
+    assert batches == [[1], [2, 3, 4]]
+
+
+async def test_the_bound_refuses_and_the_caller_is_told(spawner: TaskSpawner) -> None:
+    async def work(batch: Sequence[int]) -> None: ...
+
+    batcher: Batcher[int] = Batcher(work, spawner=spawner, name="test", batch_max=10, held_max=3)
+    assert batcher.offer_all(range(5)) == 3
+    assert not batcher.offer(9)
+    await batcher.join()
+    assert batcher.offer(9)
+
+
+async def test_several_workers_share_what_is_there(spawner: TaskSpawner) -> None:
+    running, most = 0, 0
+
+    async def work(batch: Sequence[int]) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+
+    batcher: Batcher[int] = Batcher(work, spawner=spawner, name="test", batch_max=1, workers=3)
+    batcher.offer_all(range(10))
+    await batcher.join()
+    assert most == 3
+
+
+async def test_a_bad_batch_does_not_stop_the_next(spawner: TaskSpawner) -> None:
+    done: list[int] = []
+    failures: list[tuple[list[int], str]] = []
+
+    async def work(batch: Sequence[int]) -> None:
+        if batch[0] == 1:
+            raise ValueError
+        done.extend(batch)
+
+    batcher: Batcher[int] = Batcher(
+        work,
+        spawner=spawner,
+        name="test",
+        batch_max=1,
+        failed=lambda batch, error: failures.append((list(batch), type(error).__name__)),
+    )
+    batcher.offer_all([0, 1, 2])
+    await batcher.join()
+    assert done == [0, 2]
+    assert failures == [([1], "ValueError")]
