@@ -21,7 +21,8 @@ _ANSWER_SECONDS_MAX: Final = 10.0
 _COUNTS: Final = """
 SELECT r.rolname,
        coalesce(sum(s.calls) FILTER (WHERE s.query ~* '^\\s*commit'), 0),
-       coalesce(sum(s.calls) FILTER (WHERE s.query !~* '^\\s*(begin|start|commit|rollback)'), 0)
+       coalesce(sum(s.calls) FILTER (WHERE s.query !~* '^\\s*(begin|start|commit|rollback)'), 0),
+       coalesce(sum(s.calls) FILTER (WHERE s.query ~* '^\\s*(with|insert|update|delete)'), 0)
   FROM pg_roles r LEFT JOIN pg_stat_statements s ON s.userid = r.oid
  WHERE r.rolname = ANY($1) GROUP BY r.rolname
 """
@@ -33,6 +34,8 @@ class Counts(NamedTuple):
     commits: int
     statements: int
     """All but BEGIN, COMMIT and ROLLBACK."""
+    writes: int
+    """The statements among them that write."""
 
 
 class StatementCounter:
@@ -53,7 +56,7 @@ class StatementCounter:
 
     async def read(self, roles: Sequence[str]) -> dict[str, Counts]:
         rows = await self._connection.fetch(_COUNTS, list(roles), timeout=_ANSWER_SECONDS_MAX)
-        return {row[0]: Counts(int(row[1]), int(row[2])) for row in rows}
+        return {row[0]: Counts(*map(int, row[1:4])) for row in rows}
 
     async def checkpoint(self) -> None:
         """Write everything out now, so that a checkpoint that is due does not fall into one system's run."""

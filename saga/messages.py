@@ -138,7 +138,7 @@ def command_id(
     SHA-256 over the length-prefixed UTF-8 fields, first 16 bytes; length prefixes keep ("ab","c") from ("a","bc").
     """
     fields = (namespace, saga, run_id, step, str(iteration), str(round), direction)
-    text = "".join(f"{len(field.encode())}:{field}" for field in fields)
+    text = "".join([f"{len(field) if field.isascii() else len(field.encode())}:{field}" for field in fields])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

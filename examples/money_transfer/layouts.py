@@ -35,7 +35,7 @@ STAGE: Final = "examples.money_transfer.stage"
 STARTER: Final = "starter"
 PLAY_SECONDS_MAX: Final = 45.0
 CONNECT_SECONDS_MAX: Final = 10.0
-LATE_SECONDS_MAX: Final = 3.0
+LATE_SECONDS_MAX: Final = 5.0
 """How long a point that is passed after the end, an ack for instance, may take to fire."""
 
 Environment = Mapping[str, str]
@@ -176,7 +176,7 @@ class Embedded(Layout):
         path = self.directory / "money.db"
         self.environment["DEMO_DATABASE"] = f"sqlite:///{path}"
         opening = {name: cents for bank in self._opening.values() for name, cents in bank.items()}
-        asyncio.run(_prepare(f"sqlite:///{path}", None, [accounts, ledger, notifications], opening))
+        asyncio.run(prepare_service(f"sqlite:///{path}", None, [accounts, ledger, notifications], opening))
         self.auditor = SqliteAuditor(path)
 
     def _arguments(self, name: str, order: str) -> Sequence[str]:
@@ -233,7 +233,7 @@ class Servers(Layout):
             server.create_schema(database, schema, owner=role)
             url = server.database_url(database.rpartition("/")[2], role=role, password=password)
             tables, opening = self._tables.get(service, ()), self._opening.get(service, {})
-            asyncio.run(_prepare(url, schema, tables, opening))
+            asyncio.run(prepare_service(url, schema, tables, opening))
             self.environment[f"MONEY_TRANSFER_{service.upper()}_DATABASE"] = url
             audited[service] = (database, schema)
         self.environment["MONEY_TRANSFER_BROKER"] = self._rabbitmq_url
@@ -260,7 +260,9 @@ class Servers(Layout):
         return ["coordinator", random.choice(["savings", "giro", "notifier"])]
 
 
-async def _prepare(url: str, schema: str | None, tables: Sequence[Table], opening: Mapping[str, int]) -> None:
+async def prepare_service(
+    url: str, schema: str | None, tables: Sequence[Table], opening: Mapping[str, int]
+) -> None:
     """Make a service's tables, ours and its own, as the role of the service, and open its accounts."""
 
     def make(connection: Connection) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Final
 from uuid import UUID
 
@@ -88,6 +89,7 @@ class Coordinator:
         self._next_due = 0.0
         self._pending_at = 0.0
         self._held_back: dict[int, float] = {}
+        self._queues: dict[tuple[str, str], str] = {}
 
     # --- life cycle ---------------------------------------------------------------------------
 
@@ -106,6 +108,7 @@ class Coordinator:
     async def start(self) -> None:
         """Store the definitions, declare the channels, and begin. Raises DefinitionChanged, BrokerUnavailable."""
         served = [self._registry.require(name, version) for name, version in sorted(self._registry.served())]
+        self._queues = {(each.name, step.name): step.queue for each in served for step in each.steps}
         changed = await self._store.register(
             [(each.name, each.version, each.fingerprint, each.content) for each in served]
         )
@@ -116,8 +119,13 @@ class Coordinator:
             )
         await self._broker.declare(self.channels())
         self._consumer = await self._broker.consume(replies_channel(self._namespace), prefetch=PREFETCH)
-        loops = {"receive": self._receive(self._consumer), "timers": self._watch_time()}
-        self._loops = [self._spawner.spawn(loop, name=f"saga-{name}") for name, loop in loops.items()]
+        loops: dict[str, Callable[[], Awaitable[None]]] = {
+            "receive": partial(self._receive, self._consumer),
+            "timers": self._watch_time,
+        }
+        self._loops = [
+            self._spawner.spawn(self._alive(name, loop), name=f"saga-{name}") for name, loop in loops.items()
+        ]
         if not self._broker.capabilities.durable:
             await self._wake_all()
 
@@ -144,6 +152,15 @@ class Coordinator:
             self._arrivals.offer_all(TimerArrival(run_id, broker_forgot=True) for run_id in page)
             above = page[-1]
 
+    async def _alive(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
+        """Keep a loop running until we stop: an error that it did not expect must not end it in silence."""
+        while not self._stopping.is_set():
+            try:
+                await loop()
+            except Exception as error:
+                log.error("the loop %s begins again after %s", name, type(error).__name__)
+                await self._clock.sleep(POLL_SECONDS)
+
     # --- receiving ----------------------------------------------------------------------------
 
     async def _receive(self, consumer: Consumer) -> None:
@@ -157,12 +174,6 @@ class Coordinator:
 
     def _take(self, consumer: Consumer, delivery: Delivery, replies: Sequence[Reply]) -> None:
         failpoint("C5")  # delivered, nothing written: it comes again
-        strangers = [reply for reply in replies if not self._is_ours(reply)]
-        if strangers or not replies:
-            raise MessageInvalid("A reply of another namespace, or none.")
-        now = self._clock.monotonic()
-        for queue, count in Counter(self._queue_of(reply) for reply in replies).items():
-            self._budget.answered(queue, count, now)
         left = len(replies)
 
         def done() -> None:
@@ -172,21 +183,22 @@ class Coordinator:
                 failpoint("C8")  # committed, not acked: it comes again and is stale
                 consumer.ack([delivery])
 
-        self._arrivals.offer_all([ReplyArrival(UUID(reply.runid), reply, done) for reply in replies])
+        arrivals = [ReplyArrival(self._run_of(reply), reply, done) for reply in replies]
+        if not arrivals:
+            raise MessageInvalid("A batch without a reply.")
+        now = self._clock.monotonic()
+        for queue, count in Counter(self._queues.get((r.saga, r.step), "") for r in replies).items():
+            self._budget.answered(queue, count, now)
+        self._arrivals.offer_all(arrivals)
 
-    def _is_ours(self, reply: Reply) -> bool:
+    def _run_of(self, reply: Reply) -> UUID:
+        """Return the run that a reply is for. Raises MessageInvalid if it cannot be one of this namespace."""
+        if reply.namespace != self._namespace:
+            raise MessageInvalid("A reply of another namespace.")
         try:
-            UUID(reply.runid)
+            return UUID(reply.runid)
         except ValueError:
-            return False
-        return reply.namespace == self._namespace
-
-    def _queue_of(self, reply: Reply) -> str:
-        for name, version in self._registry.served():
-            if name == reply.saga:
-                definition = self._registry.require(name, version)
-                return next((step.queue for step in definition.steps if step.name == reply.step), "")
-        return ""
+            raise MessageInvalid("runid is no UUID.") from None
 
     async def _sort_out(self, consumer: Consumer, delivery: Delivery) -> None:
         """Park what is bad in a delivery, take the rest, and ack it when both are done."""
@@ -199,8 +211,7 @@ class Coordinator:
         for part in parts:
             try:
                 reply = decode_replies(part)[0]
-                if not self._is_ours(reply):
-                    raise MessageInvalid("Another namespace, or no run id.")
+                self._run_of(reply)
                 good.append(reply)
             except MessageInvalid:
                 bad.append(parked_row(delivery, "undecodable", body=part))

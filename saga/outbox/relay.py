@@ -113,7 +113,8 @@ class Relay:
     async def _sweep(self) -> bool:
         """Send one batch; return whether there may be more at once."""
         now = self._clock.monotonic()
-        if now > self._lease_ends - LEASE_SECONDS / 2:
+        # what another holds is asked for with every sweep: it may have died just after the last look
+        if len(self._leases) < PARTS or now > self._lease_ends - LEASE_SECONDS / 2:
             await self._renew(now)
         if now >= self._rescan_at:
             self._low, self._rescan_at = 0, now + RESCAN_SECONDS

@@ -131,7 +131,7 @@ class ForwardRuns:
         ]
         try:
             return await transaction.commit(rows)
-        except BaseException as error:
+        except Exception as error:
             ended.error = error
             raise CallFailed(ended) from error
 

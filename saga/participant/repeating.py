@@ -79,7 +79,8 @@ class _Part:
         self._repeats += 1
         self._rerun = True
         if failed is not None:
-            self._deadline = failed.ended.run.deadline
+            # after a commit whose outcome is unknown the next run has its whole time again: it must come to a decision
+            self._deadline = inf if failed.committing else failed.ended.run.deadline
         await settling.pause(self._repeats)
 
     async def _give_up(self, settling: Settling, failed: CallFailed) -> list[_Part]:

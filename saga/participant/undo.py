@@ -151,7 +151,7 @@ class UndoRuns:
         failpoint("W3")
         try:
             return await transaction.commit(_rows(given))
-        except BaseException as error:
+        except Exception as error:
             ended.error = error
             raise CallFailed(ended) from error
 

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from pydantic import BaseModel
-from sqlalchemy import Column, MetaData, Table, Text, text
+from sqlalchemy import Column, MetaData, Table, Text, event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from saga import Participant, Refused, Saga
@@ -34,7 +34,7 @@ shop = Participant("shop", start_to_close=timedelta(seconds=10))
 
 
 gates: dict[str, asyncio.Event] = {}
-"""An activity for an item with a gate waits until the test opens it."""
+"""`reserve` and `charge` wait until a test opens the gate of their item: `gates["book"]`, `gates["charge book"]`."""
 
 
 @shop.activity
@@ -52,8 +52,8 @@ async def release(order: Order) -> None: ...
 async def charge(order: Order) -> Receipt:
     if order.cents > LIMIT:
         raise Refused("too_expensive", details={"missing": order.cents - LIMIT})
-    if order.item in gates:
-        await gates[order.item].wait()
+    if f"charge {order.item}" in gates:
+        await gates[f"charge {order.item}"].wait()
     return Receipt(number=f"c-{order.item}")
 
 
@@ -67,6 +67,18 @@ own = MetaData()
 orders = Table("orders", own, Column("id", Text, primary_key=True))
 
 
+def callers_engine(url: str) -> AsyncEngine:
+    """An engine as SQLAlchemy's documentation advises, on SQLite with transactions that begin where they are begun.
+
+    Python's SQLite driver would otherwise begin none for a savepoint, and releasing that would commit.
+    """
+    if not url.startswith("sqlite"):
+        return create_async_engine(url)
+    engine = create_async_engine(url, connect_args={"isolation_level": None, "timeout": SECONDS_MAX})
+    event.listen(engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    return engine
+
+
 class Place:
     """A database with our tables and the shop's, and a broker; as many apps on them as a test wants."""
 
@@ -76,7 +88,7 @@ class Place:
         self.broker_url = broker_url
         self.namespace = f"client-{secrets.token_hex(4)}" if broker_url else "default"
         self.queues = MemoryQueues()
-        self.engine: AsyncEngine = create_async_engine(url)
+        self.engine = callers_engine(url)
 
     def app(self, *, url: str | None = None, **options: Any) -> App:
         broker: Any = self.broker_url or MemoryBroker(self.queues)

@@ -25,7 +25,7 @@ from saga.client import IfClosed
 from saga.coordinator.verbs import Verbs
 from saga.storage.base import Changes
 from saga.storage.sqlalchemy.coordinator import SqlClientStore
-from tests.client.shop import LIMIT, Order, Place, gates, purchase, reserve
+from tests.client.shop import LIMIT, Order, Place, charge, gates, purchase, reserve
 
 pytestmark = pytest.mark.feature("C-01")
 
@@ -58,7 +58,7 @@ async def test_a_policy_for_closed_ids_says_nothing_of_an_open_one(place: Place)
     async with place.app().as_client() as client:
         first = await client.start(purchase, Order(), id="o-1")
         for policy in ("start_again", "start_again_if_not_completed", "fail"):
-            closed: IfClosed = policy  # type: ignore[assignment]
+            closed: IfClosed = policy
             assert (await client.start(purchase, Order(), id="o-1", if_closed=closed)).run_id == first.run_id
 
 
@@ -266,20 +266,18 @@ async def test_a_start_that_runs_again_after_a_lost_answer_knows_its_own_first_r
 
 
 async def test_past_the_pivot_cancel_then_start_says_so_and_writes_nothing(place: Place) -> None:
-    final = Saga("final", Order).step(reserve, kind=PIVOT).step(reserve, name="deliver", kind=RETRIABLE)
-    gate = gates["slow"] = asyncio.Event()
+    final = Saga("final", Order).step(reserve, kind=PIVOT).step(charge, kind=RETRIABLE)
+    gate = gates["charge book"] = asyncio.Event()
 
     async def past_pivot() -> bool:
         return bool(await place.rows("SELECT 1 FROM saga_instance WHERE version >= 2"))
 
     async with place.app(sagas=[final]) as app:
-        handle = await app.client.start(final, Order(item="slow"), id="o-1")
-        gate.set()
-        gates["slow"] = second = asyncio.Event()
+        handle = await app.client.start(final, Order(), id="o-1")
         await place.until(past_pivot)
         with pytest.raises(PastPivot):
             await app.client.start(final, Order(), id="o-1", if_open="cancel_then_start")
         assert not await place.rows("SELECT 1 FROM saga_audit")
         assert (await app.client.find(final, "o-1")).run_id == handle.run_id
-        second.set()
+        gate.set()
         await handle.result()

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, cast
 from uuid import UUID
@@ -63,6 +63,8 @@ from saga.storage.sqlalchemy.parking import SqlParkingStore
 T = TypeVar("T")
 POLL_SECONDS = 0.01
 PATIENCE_SECONDS = 20.0
+DURABLE = replace(MEMORY, name="durable memory", durable=True)
+"""The queues outlive each process of a test, as a server would; a test of forgetting takes MEMORY."""
 
 
 class Order(BaseModel):
@@ -609,7 +611,7 @@ class Stack:
         self.url = url
         self.namespace = namespace
         self.rabbitmq_url: str | None = None
-        self.capabilities = MEMORY if name == "sqlite" else None
+        self.capabilities = DURABLE
         self.clock = JumpClock()
         self.queues = MemoryQueues()
         self.nodes: list[Node] = []
@@ -632,8 +634,7 @@ class Stack:
     def broker(self, spawner: TaskSpawner) -> Broker:
         if self.rabbitmq_url is not None:
             return RabbitMQBroker(self.rabbitmq_url, spawner=spawner)
-        durable = Capabilities(**{**_fields(MEMORY), "durable": True, "name": "durable memory"})
-        return MemoryBroker(self.queues, spawner=spawner, capabilities=self.capabilities or durable)
+        return MemoryBroker(self.queues, spawner=spawner, capabilities=self.capabilities)
 
     async def node(
         self,
@@ -667,6 +668,17 @@ class Stack:
         if self.name != "sqlite":
             await self.run(lambda connection: _age(connection, seconds))
         self.clock.jump(seconds)
+
+    async def quiet(self) -> None:
+        """Wait until no process is busy with the database, three looks in a row."""
+        calm = 0
+
+        def still() -> bool:
+            nonlocal calm
+            calm = 0 if self._spawner._tasks else calm + 1
+            return calm >= 3
+
+        await self.until(still)
 
     async def pass_database_time(self, seconds: float) -> None:
         """Let time pass for the database alone: what is due is not looked for yet."""
@@ -760,10 +772,6 @@ class Stack:
     def channels(self) -> list[str]:
         works = [replies_channel(self.namespace), *(commands_channel(self.namespace, queue) for queue in self.used_queues)]
         return [*works, *map(parking_channel, works)]
-
-
-def _fields(capabilities: Capabilities) -> dict[str, Any]:
-    return {name: getattr(capabilities, name) for name in Capabilities.__slots__}
 
 
 def _age(connection: Connection, seconds: float) -> None:

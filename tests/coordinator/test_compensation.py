@@ -162,7 +162,7 @@ async def test_never_both_ways_and_always_an_end_around_the_pivot(stack: Stack, 
     participant = await stack.participant(script)
     node = await stack.node(PIVOTED)
     handles = [await node.client.start(PIVOTED, Order(), id=saga_id) for saga_id in ids]
-    states = await stack.ended(handles, step=20)
+    states = await stack.ended(handles, step=40)
     for how, name in (("fails", "failed"), ("loses", "reply lost"), ("refuses", "refused")):
         faults.fired(name, sum(1 for known in ids.values() if known[0] == how))
 

@@ -156,11 +156,13 @@ class SagaRun:
 
     def run_out(self) -> None:
         """Wake until the outstanding command is given up or flagged: nobody answers."""
-        waiting = self.waiting
-        while self.state.outstanding is not None and self.waiting.command_id == waiting.command_id:
-            if self.state.status is Status.NEEDS_ATTENTION:
+        command = self.waiting.command_id
+        for _ in range(100):
+            waiting = self.state.outstanding
+            if waiting is None or waiting.command_id != command or self.stands(Status.NEEDS_ATTENTION):
                 return
             self.wake()
+        raise AssertionError("asked for on and on, and nobody is told")
 
     def finish(self, *, pivot_had_run: bool = False) -> None:
         """From now on everything succeeds; the saga must close within a few answers."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -11,8 +13,11 @@ from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from examples.money_transfer import batched, transfer
+from examples.money_transfer.apps import embedded
+from examples.money_transfer.books import PostgresAuditor, SqliteAuditor
+from examples.money_transfer.layouts import prepare_service
 from examples.money_transfer.transfer import Transfer, accounts, ledger, metadata, notifications
-from saga import Refused
+from saga import Client, Refused, SagaCompensated
 
 OPENING = {"a": 5_000, "b": 1_000, "c": 0}
 KNOWN = list(OPENING)
@@ -105,3 +110,55 @@ async def _played(url: str, play: Any, orders: list[Transfer], sizes: list[int])
         ]
     await engine.dispose()
     return answers, books
+
+
+@pytest.mark.feature("I-11")
+@pytest.mark.feature("D-10")
+@pytest.mark.parametrize("stack", ["sqlite", "postgres-rabbitmq"])
+async def test_an_app_with_batches_ends_every_transfer_with_the_books_of_one_by_one(
+    stack: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """A hundred at once, from two accounts that all of them want; who is refused does not depend on the order."""
+    orders = [
+        Transfer(
+            id=f"t-{number}",
+            source="ab"[number % 2],
+            target="nobody" if number % 7 == 0 else "c",
+            amount=amount,
+        )
+        for number, amount in enumerate([1, 2, 3, 10**9, 5] * 20)
+    ]
+    books = []
+    for form in ("one-by-one", "batched"):
+        if stack == "sqlite":
+            path = tmp_path / f"{form}.db"
+            url, options = f"sqlite:///{path}", {}
+            auditor: Any = SqliteAuditor(path)
+        else:
+            url = request.getfixturevalue("postgres_server").create_database()
+            options = {
+                "broker": request.getfixturevalue("rabbitmq_server").url,
+                "namespace": f"{tmp_path.name}-{form}",
+            }
+            auditor = PostgresAuditor([(url, "public")], (url, "public"))
+        await prepare_service(
+            url, None if stack == "sqlite" else "public", list(metadata.tables.values()), OPENING
+        )
+        async with embedded(url, batched=form == "batched", **options) as app, asyncio.timeout(30):
+            ends = await asyncio.gather(*(_end(app.client, order) for order in orders))
+        books.append((ends, await asyncio.to_thread(auditor.read)))
+    (ends, one_by_one), (ends_in_batches, in_batches) = books
+    assert ends == ends_in_batches
+    assert Counter(ends) == {"insufficient_funds": 20, "unknown_account": 12, "completed": 68}
+    assert one_by_one.balances == in_batches.balances
+    assert Counter(one_by_one.moves) == Counter(in_batches.moves)
+    assert Counter(one_by_one.notified) == Counter(in_batches.notified)
+    assert in_batches.total == sum(OPENING.values())
+
+
+async def _end(client: Client, order: Transfer) -> str:
+    try:
+        await client.execute(transfer.money_transfer, order, id=order.id)
+    except SagaCompensated as ended:
+        return ended.reason
+    return "completed"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import Connection, select, tuple_
+from sqlalchemy.engine import URL
 
 from saga.errors import WrongDatabase
 from saga.failpoints import failpoint
@@ -28,11 +30,23 @@ from saga.storage.sqlalchemy.database import Database
 from saga.storage.sqlalchemy.postgresql import PostgreSQLStatements
 from saga.storage.sqlalchemy.statements import Statements, has_rare
 
+DEFAULT_PORTS: Final = {"postgresql": 5432}
+LOOPBACK: Final = (None, "", "localhost", "127.0.0.1", "::1")
+
 
 def statements_for(database: Database, namespace: str) -> Statements:
     """Return the statements of the database's dialect."""
     kind = PostgreSQLStatements if database.dialect == "postgresql" else Statements
     return kind(namespace, database.clock)
+
+
+def _place(url: URL) -> tuple[str, ...]:
+    """Return what tells a database from every other, however its address is written."""
+    backend, database = url.get_backend_name(), url.database or ""
+    if backend == "sqlite":
+        return backend, os.path.realpath(database)
+    host = "localhost" if url.host in LOOPBACK else str(url.host)
+    return backend, database, host, str(url.port or DEFAULT_PORTS.get(backend))
 
 
 class SqlCoordinatorStore:
@@ -171,8 +185,7 @@ class SqlClientStore:
         """Refuse a session of another database, before anything is written to it."""
         url = session.get_bind().engine.url
         ours = self._database.url
-        same = (url.get_backend_name(), url.database) == (ours.get_backend_name(), ours.database)
-        if not same or (url.host or "", url.port) != (ours.host or "", ours.port):
+        if _place(url) != _place(ours):
             raise WrongDatabase(
                 f"The session is bound to {url.render_as_string(hide_password=True)}, the coordinator's database is "
                 f"{ours.render_as_string(hide_password=True)}; start without session=, or use a session of that one."

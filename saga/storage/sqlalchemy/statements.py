@@ -204,7 +204,10 @@ class Statements:
         self._insert(
             connection, t.pending_reply, [{**row._asdict(), "received_at": now} for row in changes.pending]
         )
-        self._insert(connection, t.audit, [{**row._asdict(), "at": now} for row in changes.audit])
+        if changes.audit:
+            # P31: a verb that is run again after a lost COMMIT answer finds its own row, by request id
+            rows = [{"namespace": self.namespace, **row._asdict(), "at": now} for row in changes.audit]
+            connection.execute(self.insert_ignore(t.audit), rows)
         if changes.taken:
             connection.execute(
                 delete(t.pending_reply).where(t.pending_reply.c.id == bindparam("b_id")),

@@ -153,7 +153,8 @@ async def settling_while_a_consumer_is_being_closed_harms_nobody(h: Harness) -> 
     consumer = await h.soon(broker.consume(name, prefetch=100))
     taken = await h.take(consumer, 100)
     closing = h.spawner.spawn(consumer.close(), name="close")
-    for delivery in taken:  # one in each turn of the loop: before, while and after the broker hears of the close
+    # one in each turn of the loop: before, while and after the broker hears of the close
+    for delivery in taken:
         await asyncio.wait({closing}, timeout=0)
         consumer.ack([delivery])
     await h.soon(consumer.close())
