@@ -22,6 +22,8 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 from sqlalchemy import Connection, Select, event, text
 
+from devservices import Postgres
+from devservices.postgres import database_name
 from saga.brokers.base import (
     Broker,
     Capabilities,
@@ -462,6 +464,15 @@ def writes(statement: str) -> bool:
     return any(word in statement for word in ("INSERT ", "UPDATE saga", "DELETE "))
 
 
+def calls(server: Postgres, url: str, like: str) -> int:
+    """Return how often PostgreSQL ran statements like this in one database, by its own count."""
+    rows = server.execute(
+        "SELECT coalesce(sum(s.calls), 0)::int FROM pg_stat_statements s JOIN pg_database d ON d.oid = s.dbid "
+        f"WHERE d.datname = '{database_name(url)}' AND trim(s.query, E' \\n') LIKE '{like}'"
+    )
+    return int(rows[0][0][0])
+
+
 def count_statements(database: Database) -> None:
     """Note every statement and transaction of an engine in the batch that runs it."""
     sync = database.engine.sync_engine
@@ -618,6 +629,8 @@ class Stack:
         self.participants: list[Scripted] = []
         self.used_queues: set[str] = {"work"}
         self._spawner = TaskSpawner()
+        """Runs transactions and nothing else: a process that dies has sent them off already."""
+        self._wires = TaskSpawner()
         self._databases: list[Database] = []
         self._dropped: list[asyncio.Task[None]] = []
         self._own: Database | None = None
@@ -653,7 +666,7 @@ class Stack:
         self, script: Script | None = None, *, queue: str = "work", weather: Weather | None = None, beside: Scripted | None = None
     ) -> Scripted:
         """Start a participant; `beside` another one it shares the database, that is ledger and barrier."""
-        wire = Wire(self.broker(self._spawner), weather)
+        wire = Wire(self.broker(self._wires), weather)
         await wire.start()
         made = Scripted(wire, self.namespace, queue, script or {}, beside)
         self.used_queues.add(queue)
@@ -768,6 +781,7 @@ class Stack:
         for database in self._databases:
             await database.dispose()
         await self._spawner.close()
+        await self._wires.close()
 
     def channels(self) -> list[str]:
         works = [replies_channel(self.namespace), *(commands_channel(self.namespace, queue) for queue in self.used_queues)]

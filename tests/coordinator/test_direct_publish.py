@@ -92,7 +92,8 @@ async def test_a_row_goes_direct_only_if_no_older_unsent_row_of_its_key_is_known
     assert await stack.ended([slow], step=0.1) == {"slow": "completed"}
     assert set(swept) == {str(slow.run_id)}
     mine = [command for command in node.broker.commands() if command.runid == str(slow.run_id)]
-    assert [command.step for command in mine if not command.resend] == ["s1", "s1", "s2", "s3"], "s1 once in vain"
+    assert [command.step for command in mine][:2] == ["s1", "s1"], "once in vain"
+    assert list(dict.fromkeys(command.step for command in mine)) == ["s1", "s2", "s3"]
     assert len(swept) >= 2, "s2 followed s1 through the sweep: the key had an unsent row"
 
 

@@ -115,9 +115,9 @@ async def test_a_zombies_stale_write_changes_zero_rows(stack: Stack) -> None:
     async with asyncio.timeout(10):
         await zombie.frozen.wait()
     other = await stack.node(FOUR)
-    participant.held.append(body)
-    participant.release()  # a copy comes to the other: at its prefetch the frozen one takes no more than its share
-    await stack.ended([handle], step=10)
+    participant.held += [body, body]
+    participant.release()  # the queue deals in turn: one copy comes to the other process
+    await stack.ended([handle])
     before = {table.name: await stack.rows(table.select()) for table in (t.instance, t.history, t.value, t.outbox)}
     zombie.thawed.set()
 

@@ -169,7 +169,7 @@ async def test_p24_shown_with_two_participants(rig: Rig) -> None:
 @pytest.mark.parametrize("how", ["raise", "short", "no list", "timeout"])
 async def test_p24_a_bad_call_is_halved_down_to_the_one_that_is_bad(rig: Rig, how: str) -> None:
     """P24: exception, wrong length and timeout alike; the neighbours commit."""
-    participant, sizes = limited(0.3 if how == "timeout" else 30), list[int]()
+    participant, sizes = limited(1.0 if how == "timeout" else 30), list[int]()
 
     @participant.activity(batch=10, no_compensation="test")
     async def withdraw(transfers: list[Transfer], session: AsyncSession) -> list[Receipt]:

@@ -1,0 +1,144 @@
+"""A saga that cannot be advanced is set apart with its own incident; the others of its batch commit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, Field
+from sqlalchemy import Connection, text
+
+from saga.client import Handle
+from saga.definition.builder import Saga
+from saga.definition.refs import make
+from saga.storage.sqlalchemy import tables as t
+from tests.coordinator.harness import HELD, Act, Node, Order, Receipt, Scripted, Stack, refuse
+from tests.coordinator.sagas import QUICK, sequence, work
+
+TWO = sequence(2)
+COUNT = 8
+
+
+class Strict(BaseModel):
+    reference: str = Field(min_length=1)
+
+
+def strict() -> Saga[Order, None]:
+    """The second step wants a reference that is not empty; the first one's contract promises no such thing."""
+    owner = work()
+    first = owner.contract("s1", Order, Receipt, compensated=True, retry=QUICK)
+    second = owner.contract("s2", Strict, Receipt, compensated=True, retry=QUICK)
+    saga = Saga("strict", Order).step(first)
+    return saga.step(second, make(Strict, reference=first.out.reference))
+
+
+async def one_batch(stack: Stack, saga: Saga[Order, None], script: dict[str, Any]) -> tuple[Node, Scripted, list[Handle[Any]]]:
+    """Start the sagas x0 to x7 and hold back the replies of their first step."""
+    participant = await stack.participant({"s1": [HELD], **script})
+    node = await stack.node(saga)
+    handles = [await node.client.start(saga, Order(), id=f"x{number}") for number in range(COUNT)]
+    await participant.wait_held(COUNT)
+    return node, participant, handles
+
+
+async def set_apart(stack: Stack, handle: Handle[Any], error: str) -> None:
+    """Check that exactly this saga has an incident, and that its reply is kept beside it."""
+    n = t.incident.c
+    incidents = await stack.rows(t.incident.select().with_only_columns(n.run_id, n.kind, n.error))
+    assert [tuple(row) for row in incidents] == [(handle.run_id, "poison", error)]
+    pending = await stack.rows(t.pending_reply.select())
+    assert [row.run_id for row in pending] == [handle.run_id]
+    assert (await handle.describe()).status == "running"
+
+
+@pytest.mark.feature("K-05")
+async def test_a_saga_whose_input_mapping_raises_is_set_apart_in_the_same_commit(stack: Stack) -> None:
+    """P9: pure work in memory is caught per saga, so the batch is written once and whole but for this one."""
+    empty = Act(data={"output": {"reference": ""}, "undo": None}, held=True)
+    node, participant, handles = await one_batch(stack, strict(), {"x3: s1": [empty]})
+    participant.release(packed=True)
+    await stack.ended([handle for handle in handles if handle.id != "x3"])
+    assert [batch.size for batch in node.store.batches][0] == COUNT
+    await set_apart(stack, handles[3], "PayloadInvalid")
+    assert (await stack.statuses([handles[3]])) == {"x3": "running"}
+
+
+@pytest.mark.feature("K-05")
+async def test_a_saga_that_cannot_be_decided_is_set_apart_and_goes_on_when_it_is_mended(stack: Stack) -> None:
+    """P9, P29: its state is of a newer release; the reply waits beside it and is applied once it can be read."""
+    _, participant, handles = await one_batch(stack, TWO, {})
+    [(state,)] = await stack.rows(
+        t.instance.select().with_only_columns(t.instance.c.state).where(t.instance.c.run_id == handles[5].run_id)
+    )
+    await write(stack, handles[5], '{"f":99}')
+    participant.release(packed=True)
+    assert set((await stack.ended([handle for handle in handles if handle.id != "x5"])).values()) == {"completed"}
+    await set_apart(stack, handles[5], "ValueError")
+
+    await write(stack, handles[5], state)
+    assert await stack.ended([handles[5]], step=20) == {"x5": "completed"}
+    assert participant.effects("x5") == ["s1", "s2"]
+    await stack.empty(t.pending_reply, step=5)
+    [incident] = await stack.rows(t.incident.select())
+    assert incident.resolved_at is not None, "what healed is closed"
+
+
+async def write(stack: Stack, handle: Handle[Any], state: str) -> None:
+    table = t.instance
+    await stack.run(
+        lambda connection: connection.execute(
+            table.update().where(table.c.run_id == handle.run_id).values(state=state)
+        ).rowcount
+    )
+
+
+@pytest.mark.feature("K-05")
+async def test_a_row_that_the_database_refuses_is_found_by_halving_and_set_apart(stack: Stack) -> None:
+    """P9: the whole batch fails; halved until the one stands alone, everybody else commits and each acks its own."""
+    node, participant, handles = await one_batch(stack, TWO, {})
+    await stack.run(forbid)
+    participant.release(packed=True)
+    states = await stack.ended([handle for handle in handles if handle.id != "x2"])
+    assert set(states.values()) == {"completed"}
+    assert len(states) == COUNT - 1
+    await stack.until(lambda: node.coordinator._arrivals.idle)
+    [incident] = await stack.rows(t.incident.select())
+    assert (incident.run_id, incident.kind) == (handles[2].run_id, "poison")
+
+    await stack.run(allow)
+    assert await stack.ended([handles[2]], step=20) == {"x2": "completed"}
+    assert not participant.doubled()
+
+
+def forbid(connection: Connection) -> None:
+    """Let the database refuse every transition of x2."""
+    if connection.dialect.name == "sqlite":
+        connection.execute(
+            text(
+                "CREATE TRIGGER forbidden BEFORE UPDATE ON saga_instance WHEN NEW.saga_id = 'x2' AND NEW.version > 1 "
+                "BEGIN SELECT RAISE(ABORT, 'forbidden'); END"
+            )
+        )
+    else:
+        connection.execute(
+            text("ALTER TABLE saga_instance ADD CONSTRAINT forbidden CHECK (saga_id <> 'x2' OR version = 1)")
+        )
+
+
+def allow(connection: Connection) -> None:
+    if connection.dialect.name == "sqlite":
+        connection.execute(text("DROP TRIGGER forbidden"))
+    else:
+        connection.execute(text("ALTER TABLE saga_instance DROP CONSTRAINT forbidden"))
+
+
+@pytest.mark.feature("K-05")
+async def test_a_nul_byte_in_what_a_participant_says_stops_nobody(stack: Stack) -> None:
+    """P9, PG-9: PostgreSQL takes no NUL in text: the refusal's code is data of its own saga only."""
+    nul = "no\0way"
+    _, participant, handles = await one_batch(stack, TWO, {"x1: s2": [refuse(nul)], "x1: undo s1": [refuse(nul), Act()]})
+    participant.release(packed=True)
+    states = await stack.ended([handle for handle in handles if handle.id != "x1"])
+    assert set(states.values()) == {"completed"}
+    assert await stack.ended([handles[1]], step=20) == {"x1": "compensated"}
+    assert participant.effects("x1") == ["s1", "undo s1"]
