@@ -34,6 +34,7 @@ from saga.messages import BODY_BYTES_MAX
 from saga.outbox.parking import Parking
 from saga.outbox.publisher import DirectPublisher
 from saga.outbox.relay import Relay
+from saga.participant.served import idle_in_transaction_seconds
 from saga.participant.service import ParticipantService
 from saga.storage.sqlalchemy import schema
 from saga.storage.sqlalchemy.coordinator import SqlClientStore, SqlCoordinatorStore
@@ -201,42 +202,26 @@ class App:
         """Return the database, with pool and timeouts that fit the roles."""
         if self._database_url is None:
             return None
-        limits = [
-            activity.start_to_close for each in self.participants for activity in each.activities.values()
-        ]
-        bounded = [limit.total_seconds() for limit in limits if limit is not None]
-        # P28: a participant frozen in a handler must not hold its locks for ever, but longer than any attempt may take
-        idle = max(bounded, default=55.0) + 5.0 if len(bounded) == len(limits) else None
+        serves, coordinates = bool(self.participants), bool(self.registry.served())
         return Database(
             self._database_url,
             clock=self._clock,
             ids=self._ids,
             spawner=spawner,
-            pool_size=self._pool_size if self.participants else COORDINATOR_POOL,
-            idle_in_transaction_seconds=idle,
+            # handlers take at most `pool_size` of them, so the coordinator beside them always finds one
+            pool_size=self._pool_size * serves + COORDINATOR_POOL * (coordinates or not serves),
+            # P28: a participant frozen in a handler must not hold its locks for longer than any attempt may take
+            idle_in_transaction_seconds=idle_in_transaction_seconds(self.participants),
             schema=self._schema,
         )
 
     def check_capabilities(self, broker: Broker) -> None:
-        """Refuse what the broker cannot do and the database cannot make up for. Raises MissingCapability."""
+        """Refuse a broker that cannot carry our messages; the participants check their own needs. Raises MissingCapability."""
         can = broker.capabilities
         if can.body_bytes_max < BODY_BYTES_MAX:
             raise MissingCapability(
                 f"The broker {can.name} takes bodies of {can.body_bytes_max} bytes, payloads may have {BODY_BYTES_MAX}."
             )
-        if can.unacked_seconds_max is None:
-            return
-        longest = timedelta(seconds=can.unacked_seconds_max / 2)
-        for participant in self.participants:
-            for activity in participant.activities.values():
-                undo = activity.compensation_
-                for limit in (activity.start_to_close, undo.start_to_close if undo else timedelta()):
-                    if limit is None or limit > longest:
-                        raise MissingCapability(
-                            f"The broker {can.name} takes a delivery back after {can.unacked_seconds_max:g} s: "
-                            f"start_to_close of {activity.name!r} must be at most {longest.total_seconds():g} s.",
-                            step=activity.name,
-                        )
 
 
 class _Running:
@@ -326,7 +311,9 @@ class _Running:
 
     def _make_participants(self) -> ParticipantService:
         app, database = self._app, self.database
-        store = SqlParticipantStore(database, app.namespace) if database is not None else None
+        store = None
+        if database is not None:
+            store = SqlParticipantStore(database, app.namespace, transactions_max=app._pool_size)
         return ParticipantService(
             app.participants,
             self.broker,

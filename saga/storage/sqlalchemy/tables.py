@@ -263,7 +263,6 @@ barrier = Table(
     Column("direction", Text, nullable=False),  # forward | compensate
     Column("outcome", Text, nullable=False),  # done | refused | cancelled | nothing_to_undo
     Column("reply", LargeBinary),  # the reply's data; null for `cancelled`
-    Column("undo", LargeBinary),
     Column("decided_at", instant(), nullable=False),
     PrimaryKeyConstraint("namespace", "run_id", "step", "iteration", "round", "direction"),
 )

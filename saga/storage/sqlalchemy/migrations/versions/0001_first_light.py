@@ -290,7 +290,6 @@ def _participant(op: Operations) -> None:
         text("direction"),
         text("outcome"),
         sa.Column("reply", sa.LargeBinary()),
-        sa.Column("undo", sa.LargeBinary()),
         instant("decided_at"),
         sa.PrimaryKeyConstraint(
             "namespace", "run_id", "step", "iteration", "round", "direction", name="pk_saga_barrier"
