@@ -29,10 +29,13 @@ def fail_for_good(run: SagaRun) -> None:
 
 def fail_every_attempt(run: SagaRun) -> None:
     command = run.waiting.command_id
-    while run.waiting.command_id == command and not run.incidents:
+    for _ in range(20):
+        if run.incidents or run.waiting.command_id != command:
+            return
         run.failed()
-        if run.state.outstanding is not None and run.waiting.retry_ms is not None:
+        if run.waiting.retry_ms is not None:
             run.wake()
+    raise AssertionError("twenty failures, and nobody is told")
 
 
 def never_answer(run: SagaRun) -> None:

@@ -23,8 +23,9 @@ pytestmark = pytest.mark.feature("F-04")
 WRITERS = 8
 TRANSACTIONS = 20
 ROWS = 9
-DEAD_TUPLES = 15_000
-BLOCKS_MAX = 60
+DEAD_TUPLES = 150_000
+BLOCKS_MAX = 100
+"""Without the hint there are about 1,200 of the index alone."""
 
 
 class Cursor:
@@ -231,7 +232,7 @@ async def test_whatever_a_sweep_raises_the_next_one_comes(
 # --- the plan ---------------------------------------------------------------------------------
 
 
-@pytest.mark.feature("F-04", acceptance=True, scale=0.1)
+@pytest.mark.feature("F-04", acceptance=True)
 async def test_a_claim_over_many_dead_rows_reads_an_index_and_only_what_it_needs(
     outbox: Outbox, stack: str
 ) -> None:
@@ -247,8 +248,8 @@ async def test_a_claim_over_many_dead_rows_reads_an_index_and_only_what_it_needs
     plan = await explained(outbox, "EXPLAIN (ANALYZE, BUFFERS) ", low=last)
     assert "Index" in plan, plan
     assert "Seq Scan" not in plan, plan
-    read = sum(int(blocks) for blocks in re.findall(r"(?:hit|read)=(\d+)", plan.split("Planning")[0])[:2])
-    assert read <= BLOCKS_MAX, plan
+    whole = next(line for line in plan.splitlines() if "Buffers:" in line)
+    assert sum(int(blocks) for blocks in re.findall(r"(?:hit|read)=(\d+)", whole)) <= BLOCKS_MAX, plan
 
 
 def litter(connection: Connection) -> int:

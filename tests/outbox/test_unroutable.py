@@ -143,9 +143,10 @@ async def test_no_row_is_lost_to_a_queue_that_is_gone_a_link_that_is_cut_or_a_co
     await ended(street)
     await street.until(OPEN, 0)
 
-    for _ in range(3):
+    while faults.counts["connection cut"] < 3:
         await street.visit("d", 4)
         faults.fired("connection cut", min(street.link.reset(), 1))
+        await clock.sleep(0.05)
     await ended(street)
     for _ in range(3):
         before = street.link.fired["drop"]

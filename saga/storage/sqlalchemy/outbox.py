@@ -81,7 +81,7 @@ class SqlOutboxStore:
                 query = query.where(o.created_at < before)
             return [StoredRow(*row) for row in connection.execute(query)]
 
-        return await self._database.run(transaction)
+        return await self._database.run(transaction, single=True)
 
     async def delete_confirmed(self, ids: Collection[int]) -> None:
         await self._database.run(
