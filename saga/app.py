@@ -216,7 +216,10 @@ class App:
         )
 
     def check_capabilities(self, broker: Broker) -> None:
-        """Refuse a broker that cannot carry our messages; the participants check their own needs. Raises MissingCapability."""
+        """Refuse a broker that cannot carry our messages. Raises MissingCapability.
+
+        What handlers need of a broker, the participants check.
+        """
         can = broker.capabilities
         if can.body_bytes_max < BODY_BYTES_MAX:
             raise MissingCapability(

@@ -363,14 +363,14 @@ class Client:
         if self._poll is None:
             self._poll = self._spawner.spawn(self._poll_closed(), name="saga-results")
         try:
-            seconds = None if timeout is None else timeout.total_seconds()
-            done, _ = await asyncio.wait({waiter}, timeout=seconds)
+            async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
+                run = await waiter
+        except TimeoutError:
+            raise ResultTimeout(saga=handle.saga, saga_id=handle.id) from None
         finally:
-            if not waiter.done():
+            if not waiter.done() or waiter.cancelled():
                 self._forget(handle.run_id, waiter)
-        if not done:
-            raise ResultTimeout(saga=handle.saga, saga_id=handle.id)
-        return await self._outcome(handle, waiter.result())
+        return await self._outcome(handle, run)
 
     def _forget(self, run_id: UUID, waiter: asyncio.Future[Closed]) -> None:
         waiters = self._waiting.get(run_id, [])
@@ -380,7 +380,7 @@ class Client:
             self._waiting.pop(run_id, None)
 
     async def _poll_closed(self) -> None:
-        """Ask for all waiters at once, a second apart; the first time at once, for what ended before it was waited for."""
+        """Ask for all waiters at once, a second apart; the first time at once, for what had ended before."""
         asked: set[UUID] = set()
         turn_at = self._clock.monotonic() + POLL_SECONDS
         try:

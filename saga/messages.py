@@ -54,7 +54,8 @@ class Outcome(StrEnum):
 _strict = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, hide_input_in_errors=True)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Not frozen and without slots: they are made by the thousand, and both would double what that costs.
+@dataclass(kw_only=True)
 class Command:
     """Do or undo one step. `data` is the payload as JSON bytes; everything else travels as an attribute."""
 
@@ -85,7 +86,7 @@ class Command:
     data: Any = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(kw_only=True)
 class Reply:
     """The answer to one command. `data` depends on `outcome`: docs/wire.md."""
 
@@ -108,14 +109,14 @@ class Reply:
 
 # What only the wire has: the version and type that say which message this is. Unknown attributes are ignored, so
 # that a newer sender is understood; an unknown major version is another `type` and is parked.
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(kw_only=True)
 class _WireCommand(Command):
     specversion: Literal["1.0"]
     type: Literal["saga.command.v1"]
     __pydantic_config__ = _strict
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(kw_only=True)
 class _WireReply(Reply):
     specversion: Literal["1.0"]
     type: Literal["saga.reply.v1"]

@@ -44,12 +44,21 @@ def check_kinds(steps: Sequence[StepShape]) -> str | None:
                 pivot = step.name
             case StepKind.RETRIABLE:
                 if pivot is None:
-                    return f"Step {step.name!r} is retriable but stands before the pivot; only what follows the pivot is retried without end."
+                    return (
+                        f"Step {step.name!r} is retriable but stands before the pivot; "
+                        "only what follows the pivot is retried without end."
+                    )
             case StepKind.COMPENSATABLE:
                 if pivot is not None:
-                    return f"Step {step.name!r} is compensatable but stands after the pivot {pivot!r}, where nothing is undone; make it retriable or read_only."
+                    return (
+                        f"Step {step.name!r} is compensatable but stands after the pivot {pivot!r}, "
+                        "where nothing is undone; make it retriable or read_only."
+                    )
                 if not step.has_compensation and not step.no_compensation:
-                    return f"Step {step.name!r} has no compensation; declare one, or say why with no_compensation='reason'."
+                    return (
+                        f"Step {step.name!r} has no compensation; "
+                        "declare one, or say why with no_compensation='reason'."
+                    )
             case StepKind.READ_ONLY:
                 pass
         if step.has_compensation and step.no_compensation:

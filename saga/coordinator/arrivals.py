@@ -22,7 +22,7 @@ from saga.engine.events import (
 from saga.messages import Outcome, Reply
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class ReplyArrival:
     """A reply from a participant. `done` is called once it is committed, whatever it changed."""
 
@@ -33,7 +33,7 @@ class ReplyArrival:
     """Set if it was stored beside the instance and comes from there (P29)."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class TimerArrival:
     """The instance's wake-up time passed."""
 
@@ -41,7 +41,7 @@ class TimerArrival:
     broker_forgot: bool = False
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class CancelArrival:
     """Somebody asked to stop and undo."""
 

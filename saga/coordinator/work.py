@@ -242,7 +242,7 @@ class BatchWork:
         """Return what to write, every instance's part whole or, if writing it raises, not at all."""
         for run in self._runs.values():
             try:
-                self._write(run, {**values, **run.own} if run.own else values)
+                self._write(run, {**values, **run.own} if run.own and values else run.own or values)
             except Exception as error:
                 self._poison(run.loaded, type(error).__name__)
                 for arrival in self.arrivals:

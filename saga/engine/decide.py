@@ -7,7 +7,6 @@ changes nothing, whatever the status (P6); it is looked at before the table is.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from datetime import timedelta
 from typing import Final, NamedTuple
 
@@ -97,15 +96,15 @@ def advance(definition: Definition, state: State, event: Event) -> Decision:
     """The step is done: send the next one, or complete. A cancel that waited for it turns back, save past the pivot."""
     step = _waiting(state).step
     healed = _healed(state)
-    moved = replace(state, status=Status.RUNNING, done=step + 1, outstanding=None)
+    moved = state._replace(status=Status.RUNNING, done=step + 1, outstanding=None)
     if state.cause is not None and step != definition.pivot:
         return _turn_back(definition, moved, state.cause, None, event, healed)
-    return _forward(definition, replace(moved, cause=None), event, healed)
+    return _forward(definition, moved._replace(cause=None), event, healed)
 
 
 def _forward(definition: Definition, state: State, event: Event, before: tuple[Effect, ...] = ()) -> Decision:
     if state.done == len(definition.steps):
-        return Decision(replace(state, status=Status.COMPLETED), (*before, Finish()))
+        return Decision(state._replace(status=Status.COMPLETED), (*before, Finish()))
     return _send(definition, state, state.done, Direction.FORWARD, event, before)
 
 
@@ -159,7 +158,7 @@ def _give_up(definition: Definition, state: State, cause: Cause, event: Event) -
     """
     step = _waiting(state).step
     if step == definition.pivot:
-        return _send(definition, replace(state, cause=cause), step, Direction.FENCE, event)
+        return _send(definition, state._replace(cause=cause), step, Direction.FENCE, event)
     return _turn_back(definition, state, cause, step, event)
 
 
@@ -182,17 +181,17 @@ def _turn_back(
 ) -> Decision:
     """Decide to compensate: cause, whole plan and first undo command are one transition (E-01)."""
     plan = make_plan(definition.shapes, state.done, in_doubt)
-    turned = replace(state, status=Status.COMPENSATING, plan=plan, cause=cause, outstanding=None)
+    turned = state._replace(status=Status.COMPENSATING, plan=plan, cause=cause, outstanding=None)
     return _undo(definition, turned, event, before)
 
 
 def _undo(definition: Definition, state: State, event: Event, before: tuple[Effect, ...] = ()) -> Decision:
     position = current(state.plan)
     if position is None:
-        return Decision(replace(state, status=Status.COMPENSATED, outstanding=None), (*before, Finish()))
+        return Decision(state._replace(status=Status.COMPENSATED, outstanding=None), (*before, Finish()))
     undo = state.plan[position]
-    marked = replace(
-        state, status=Status.COMPENSATING, plan=mark(state.plan, position, UndoState.COMPENSATING)
+    marked = state._replace(
+        status=Status.COMPENSATING, plan=mark(state.plan, position, UndoState.COMPENSATING)
     )
     return _send(definition, marked, undo.step, Direction.COMPENSATE, event, before)
 
@@ -203,7 +202,7 @@ def undone(definition: Definition, state: State, event: Event) -> Decision:
     if _waiting(state).direction is Direction.FENCE:
         return fenced(definition, state, event)
     settled = UndoState.NOTHING_TO_UNDO if event.nothing else UndoState.COMPENSATED
-    moved = replace(state, plan=mark(state.plan, _undoing(state), settled), outstanding=None)
+    moved = state._replace(plan=mark(state.plan, _undoing(state), settled), outstanding=None)
     return _undo(definition, moved, event, _healed(state))
 
 
@@ -228,10 +227,10 @@ def undo_failed(definition: Definition, state: State, event: Event) -> Decision:
 def _hold(definition: Definition, state: State, event: Event, error: str) -> Decision:
     """Ask for a person and keep retrying slowly: never an end, never silent."""
     waiting = _waiting(state)
-    held = replace(_retry_later(state, _policy(definition, state), event), status=Status.NEEDS_ATTENTION)
+    held = _retry_later(state, _policy(definition, state), event)._replace(status=Status.NEEDS_ATTENTION)
     if waiting.direction is Direction.COMPENSATE:
         plan = mark(state.plan, _undoing(state), UndoState.COMPENSATION_FAILED)
-        held = replace(held, plan=plan)
+        held = held._replace(plan=plan)
     return Decision(held, (RaiseIncident(_standstill(definition, waiting), waiting.step, error),))
 
 
@@ -294,7 +293,7 @@ def _flag(definition: Definition, sent: Decision, error: str) -> Decision:
     """Ask for a person; what was sent stays outstanding and may yet be answered."""
     waiting = _waiting(sent.state)
     incident = RaiseIncident(_standstill(definition, waiting), waiting.step, error)
-    return Decision(replace(sent.state, status=Status.NEEDS_ATTENTION), (*sent.effects, incident))
+    return Decision(sent.state._replace(status=Status.NEEDS_ATTENTION), (*sent.effects, incident))
 
 
 def _last_send_ms(definition: Definition, state: State) -> int | None:
@@ -351,7 +350,7 @@ def cancel(definition: Definition, state: State, event: Event) -> Decision:
     cause = Cause(CauseKind.CANCELLED, None, "cancelled")
     if waiting.retry_ms is not None:
         return _give_up(definition, state, cause, event)
-    return Decision(replace(state, cause=cause))
+    return Decision(state._replace(cause=cause))
 
 
 def ignore(definition: Definition, state: State, event: Event) -> Decision:
@@ -384,13 +383,13 @@ def _send(
 
 def _next_attempt(definition: Definition, state: State, event: Event) -> Decision:
     waiting = _waiting(state)
-    again = replace(waiting, attempt=waiting.attempt + 1, sent_ms=event.at_ms, resends=0, retry_ms=None)
+    again = waiting._replace(attempt=waiting.attempt + 1, sent_ms=event.at_ms, resends=0, retry_ms=None)
     return _dispatch(definition, state, again, event, resend=False)
 
 
 def _resend(definition: Definition, state: State, event: Event) -> Decision:
     waiting = _waiting(state)
-    again = replace(waiting, sent_ms=event.at_ms, resends=waiting.resends + 1)
+    again = waiting._replace(sent_ms=event.at_ms, resends=waiting.resends + 1)
     return _dispatch(definition, state, again, event, resend=True)
 
 
@@ -417,7 +416,7 @@ def _dispatch(
         final=forward and not _past_pivot(definition, waiting.step),
         remaining_ms=remaining,
     )
-    return Decision(replace(state, outstanding=waiting), (*before, dispatch))
+    return Decision(state._replace(outstanding=waiting), (*before, dispatch))
 
 
 def _retry_later(state: State, policy: RetryPolicy, event: Event) -> State:
@@ -427,7 +426,7 @@ def _retry_later(state: State, policy: RetryPolicy, event: Event) -> State:
         delay = policy.delay_ms(waiting.command_id, waiting.attempt)
     else:
         delay = min(max(asked, 0), RETRY_AFTER_MAX_MS)
-    return replace(state, outstanding=replace(waiting, retry_ms=event.at_ms + delay))
+    return state._replace(outstanding=waiting._replace(retry_ms=event.at_ms + delay))
 
 
 # --- looking ----------------------------------------------------------------------------------

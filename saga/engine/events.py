@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Event:
     """Something happened at `at_ms`."""
 
     at_ms: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class SagaStarted(Event):
     """The instance was created."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Answer(Event):
     """A participant answered the command `command_id`."""
 
@@ -25,19 +25,19 @@ class Answer(Event):
     attempt: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class ActivityCompleted(Answer):
     """The step's effect is committed."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class ActivityRefused(Answer):
     """The business said no."""
 
     code: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class ActivityFailed(Answer):
     """This attempt ended with an error and left no effect."""
 
@@ -46,21 +46,21 @@ class ActivityFailed(Answer):
     retry_after_ms: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class CompensationCompleted(Answer):
     """The step is undone, or (`nothing`) it had never run and never will."""
 
     nothing: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class CompensationRefused(Answer):
     """The undo said that it cannot be done."""
 
     code: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class CompensationFailed(Answer):
     """This attempt of the undo ended with an error and left no effect."""
 
@@ -68,12 +68,12 @@ class CompensationFailed(Answer):
     retry_after_ms: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class FenceFoundEffect(Answer):
     """The pivot in doubt had run: its participant answered the fence with the stored output."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class TimerFired(Event):
     """The wake-up time of the instance passed. `may_resend` is False while the redrive budget is used up (P4)."""
 
@@ -82,7 +82,7 @@ class TimerFired(Event):
     """The broker lost what it held (a broker that is not durable restarted): send the outstanding command again now."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class CancelRequested(Event):
     """Somebody asked to stop and undo."""
 

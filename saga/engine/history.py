@@ -42,7 +42,7 @@ def entry(
 
 
 def _detail(event: Event, definition: Definition, after: State, effects: tuple[Effect, ...]) -> str:
-    detail: dict[str, Any] = {"status": after.status}
+    detail: dict[str, Any] = {"status": str(after.status)}
     if isinstance(event, ActivityRefused | CompensationRefused):
         detail["code"] = event.code
     elif isinstance(event, ActivityFailed | CompensationFailed):
@@ -50,7 +50,12 @@ def _detail(event: Event, definition: Definition, after: State, effects: tuple[E
     for effect in effects:
         if isinstance(effect, Dispatch):
             name = definition.steps[effect.step].name
-            detail["sent"] = [name, effect.direction, effect.attempt, "resend" if effect.resend else "new"]
+            detail["sent"] = [
+                name,
+                str(effect.direction),
+                effect.attempt,
+                "resend" if effect.resend else "new",
+            ]
     if after.outstanding is not None and after.outstanding.retry_ms is not None:
         detail["retry_ms"] = after.outstanding.retry_ms
     return to_json(detail).decode()

@@ -28,7 +28,7 @@ LEFT_SECONDS: Final = 10.0
 
 
 def pack_rows(rows: Sequence[StoredRow], broker: Broker) -> list[tuple[OutMessage, list[StoredRow]]]:
-    """Group rows into broker messages, in order: several commands of one channel where the broker charges per message."""
+    """Group rows into broker messages, in order: several commands travel as one where the broker charges so."""
     count_max = PACK_COUNT_MAX if broker.capabilities.packs_commands else 1
     bytes_max = min(broker.capabilities.body_bytes_max, BODY_BYTES_MAX)
     by_channel: dict[str, list[StoredRow]] = {}
@@ -64,7 +64,7 @@ class DirectPublisher:
         return self._in_flight
 
     def publish(self, rows: Sequence[StoredRow]) -> None:
-        """Send committed rows. Those of a key with an older unsent row, and those above the bound, stay for the relay."""
+        """Send committed rows; those behind an older row of their key, or above the bound, stay for the relay."""
         if not rows:
             return
         now = self._clock.monotonic()

@@ -206,7 +206,8 @@ class CoordinatorStore(Protocol):
         """Load the instances, let `work` decide, then write in one transaction and delete confirmed outbox rows.
 
         Every row is written only if its version is still the one that was loaded, and rows are locked in id order
-        first (P1, PG-8). With `session`, all of it is part of the caller's transaction. The number of statements does not grow with the batch (K-05).
+        first (P1, PG-8). With `session`, all of it is part of the caller's transaction. The number of statements does
+        not grow with the batch (K-05).
         """
         ...
 

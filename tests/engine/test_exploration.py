@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 import pytest
@@ -188,13 +187,12 @@ def _from_now(state: State, now_ms: int) -> State:
     waiting = state.outstanding
     if waiting is None:
         return state
-    shifted = replace(
-        waiting,
+    shifted = waiting._replace(
         first_sent_ms=waiting.first_sent_ms - now_ms,
         sent_ms=waiting.sent_ms - now_ms,
         retry_ms=None if waiting.retry_ms is None else waiting.retry_ms - now_ms,
     )
-    return replace(state, outstanding=shifted)
+    return state._replace(outstanding=shifted)
 
 
 def explore(definition: Definition, faults: int) -> tuple[int, int]:

@@ -9,6 +9,8 @@ import pytest
 
 from saga.engine.decide import RETRY_AFTER_MAX_MS, UNANSWERED_MS
 from saga.engine.effects import IncidentKind
+from saga.engine.events import TimerFired
+from saga.engine.model import Redrive
 from saga.engine.state import CauseKind, Status
 from saga.messages import Direction
 from saga.retry import COMPENSATION, FORWARD, RetryPolicy
@@ -171,7 +173,7 @@ def test_an_unanswered_step_is_given_up_when_its_budget_and_its_latest_attempt_a
     first_ms: int, start_to_close_ms: int
 ) -> None:
     """P4, P5: sent again until the deadline, and not undone while the latest copy may still run."""
-    run = SagaRun(sequence("CC", start_to_close_ms=start_to_close_ms))
+    run = SagaRun(sequence("CC", start_to_close_ms=start_to_close_ms, redrive=eager(first_ms)))
     run.done()
     latest_ms = run.now_ms
     while run.stands(Status.RUNNING):
@@ -180,6 +182,31 @@ def test_an_unanswered_step_is_given_up_when_its_budget_and_its_latest_attempt_a
             latest_ms = run.now_ms
     assert latest_ms < 900_000
     assert run.now_ms == max(900_000, latest_ms + start_to_close_ms)
+
+
+def eager(first_ms: int) -> Redrive:
+    """Sends again while the attempt may still be running."""
+    return Redrive(first_ms=first_ms, long_ms=10**9)
+
+
+def test_a_late_wake_up_sends_nothing_after_the_budget_and_waits_for_the_latest_copy() -> None:
+    run = SagaRun(sequence("CC", start_to_close_ms=1_200_000, redrive=eager(30_000)))
+    run.now_ms = 950_000
+
+    assert run.feed(TimerFired(at_ms=run.now_ms)) == ()
+    assert run.due_ms == 1_200_000
+
+
+def test_what_is_cancelled_is_not_sent_again() -> None:
+    run = SagaRun(sequence("CC", start_to_close_ms=60_000, redrive=eager(200)))
+    run.cancel()
+    assert run.due_ms == 60_000
+
+    run.now_ms = 10_000
+    assert run.feed(TimerFired(at_ms=run.now_ms)) == ()
+    run.wake()
+
+    assert run.stands(Status.COMPENSATING)
 
 
 def test_resends_keep_id_and_attempt_and_back_off() -> None:

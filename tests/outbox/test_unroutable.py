@@ -155,7 +155,7 @@ async def test_no_row_is_lost_to_a_queue_that_is_gone_a_link_that_is_cut_or_a_co
         await street.link.wait_fired("drop", before + 1)
         faults.fired("confirm swallowed")
         street.link.heal()
-        await ended(street)
+    await ended(street)
     await street.until("SELECT 1 FROM saga_outbox", 0)
     await street.until("SELECT 1 FROM saga_outbox_blocked", 0)
     assert await street.rows("SELECT status FROM saga_instance WHERE status <> 'completed'") == []

@@ -102,7 +102,8 @@ WITH started AS (
          statement_timestamp() + u.wakeup_ms * interval '1 millisecond'
     FROM unnest(CAST(:run_ids AS uuid[]), CAST(:sagas AS text[]), CAST(:saga_versions AS int[]),
                 CAST(:saga_ids AS text[]), CAST(:run_numbers AS int[]), CAST(:statuses AS text[]),
-                CAST(:states AS text[]), CAST(:inputs AS bytea[]), CAST(:wakeups AS bigint[]), CAST(:results AS bytea[]))
+                CAST(:states AS text[]), CAST(:inputs AS bytea[]), CAST(:wakeups AS bigint[]),
+                CAST(:results AS bytea[]))
          AS u(run_id, saga, saga_version, saga_id, run_number, status, state, input, wakeup_ms, result)
    ORDER BY u.saga, u.saga_id
   ON CONFLICT DO NOTHING

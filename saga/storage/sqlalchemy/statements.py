@@ -32,7 +32,7 @@ from saga.storage.sqlalchemy import tables as t
 
 
 class Fenced(Exception):
-    """A row changed under its lock: impossible on a sound database, so the transaction is rolled back and raised (P1)."""
+    """A row changed under its lock, which a sound database does not allow: everything is rolled back (P1)."""
 
 
 def milliseconds(later: datetime, earlier: datetime) -> int:
