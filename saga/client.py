@@ -392,7 +392,7 @@ class Client:
                 try:
                     self.closed(await self._store.read_closed(fresh) if fresh else ())
                 except SagaError as error:
-                    log.warning("results wait: %s", error)
+                    log.warning("results wait: %s", error.code)
                 await self._clock.sleep(POLL_SECONDS / 10)
         except Exception as error:
             self._give_up(error)

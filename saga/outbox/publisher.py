@@ -132,7 +132,7 @@ class DirectPublisher:
             await self._store.delete_confirmed(ids)
             self.deleted(ids)
         except SagaError as error:
-            log.warning("confirmed rows stay for now: %s", error)
+            log.warning("confirmed rows stay for now: %s", error.code)
             self.untake(ids)
         except BaseException:
             self.untake(ids)

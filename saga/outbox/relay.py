@@ -91,9 +91,9 @@ class Relay:
                 failures = 0
             except SagaError as error:
                 failures += 1
-                log.warning("sweep failed: %s", error)
+                log.warning("sweep failed: %s", error.code)
                 busy = False
-            except Exception as error:
+            except Exception as error:  # lint: allow broad-except because this loop is its own supervisor
                 failures += 1  # whatever it is: without its relay an outbox only grows
                 log.error("sweep failed with %s and goes on", type(error).__name__)
                 busy = False

@@ -145,7 +145,8 @@ class Database:
         At most 10 s in all: 5 tries with jittered pauses, as far as the time goes. `lost_commit` names the crash point
         at which a test takes the answer to COMMIT away. `single` says that `function` is one statement, which is a
         transaction by itself where the server takes it without BEGIN: two round trips less. Raises
-        StorageUnavailable (connection), StorageBusy (locks), ConfigurationError (refused log-in); what `function` raises for itself comes through after a rollback.
+        StorageUnavailable (connection), StorageBusy (locks), ConfigurationError (refused log-in); what `function`
+        raises for itself comes through after a rollback.
         """
         deadline = self.clock.monotonic() + TRANSACTION_SECONDS
 
