@@ -44,7 +44,7 @@ from saga.storage.sqlalchemy.parking import SqlParkingStore
 from saga.storage.sqlalchemy.participant import SqlParticipantStore
 from saga.storage.sqlalchemy.writer import handler_writes_to
 
-log = logging.getLogger("saga.app")
+log: Final[logging.Logger] = logging.getLogger("saga.app")
 
 GRACE: Final = timedelta(seconds=30)
 REDRIVE: Final = timedelta(seconds=30)
@@ -84,10 +84,10 @@ class App:
         first_ms = int(redrive.total_seconds() * 1000)
         if first_ms < 1:
             raise ConfigurationError("redrive is a positive duration; 30 s is the default.")
-        self.registry = Registry(Redrive(first_ms, first_ms * 10))
+        self.registry: Registry = Registry(Redrive(first_ms, first_ms * 10))
         for saga in sagas:
             self.registry.register(saga)
-        self.participants = tuple(participants)
+        self.participants: tuple[Participant, ...] = tuple(participants)
         self._database_url = database
         self._schema = schema
         self._broker_given = broker

@@ -17,12 +17,12 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from saga.clock import Spawner
 
 T = TypeVar("T")
-log = logging.getLogger("saga.tasks")
+log: Final[logging.Logger] = logging.getLogger("saga.tasks")
 
 
 class Batcher(Generic[T]):

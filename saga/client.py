@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 I = TypeVar("I")  # noqa: E741 - I for input, R for result
 R = TypeVar("R")
 
-log = logging.getLogger("saga.client")
+log: Final[logging.Logger] = logging.getLogger("saga.client")
 
 ID_LENGTH_MAX: Final = 200
 START_BATCH: Final = 256
@@ -182,6 +182,7 @@ class Client:
             self._commit, batch_max=START_BATCH, spawner=spawner, name="saga-start"
         )
         self._waiting: dict[UUID, list[asyncio.Future[Closed]]] = {}
+        self._asked: set[UUID] = set()
         self._poll: asyncio.Task[None] | None = None
 
     # --- start --------------------------------------------------------------------------------
@@ -360,6 +361,7 @@ class Client:
     async def _result(self, handle: Handle[Any], timeout: timedelta | None) -> Any:
         waiter: asyncio.Future[Closed] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(handle.run_id, []).append(waiter)
+        self._asked.discard(handle.run_id)  # it may have ended since it was last asked for
         if self._poll is None:
             self._poll = self._spawner.spawn(self._poll_closed(), name="saga-results")
         try:
@@ -381,14 +383,13 @@ class Client:
 
     async def _poll_closed(self) -> None:
         """Ask for all waiters at once, a second apart; the first time at once, for what had ended before."""
-        asked: set[UUID] = set()
         turn_at = self._clock.monotonic() + POLL_SECONDS
         try:
             while self._waiting:
                 if self._clock.monotonic() >= turn_at:
-                    asked, turn_at = set(), self._clock.monotonic() + POLL_SECONDS
-                fresh = sorted(self._waiting.keys() - asked)[:POLL_RUNS]
-                asked.update(fresh)
+                    self._asked, turn_at = set(), self._clock.monotonic() + POLL_SECONDS
+                fresh = sorted(self._waiting.keys() - self._asked)[:POLL_RUNS]
+                self._asked.update(fresh)
                 try:
                     self.closed(await self._store.read_closed(fresh) if fresh else ())
                 except SagaError as error:
@@ -401,7 +402,7 @@ class Client:
             self._give_up(ResultTimeout("The app was stopped while this was waited for; the saga goes on."))
             raise
         finally:
-            self._poll = None
+            self._poll, self._asked = None, set()
 
     def _give_up(self, error: Exception) -> None:
         """Nobody asks any more: tell those who wait, instead of leaving them there for ever."""

@@ -11,11 +11,11 @@ import os
 import time
 from collections.abc import Coroutine
 from datetime import UTC, datetime
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 from uuid import UUID
 
 T = TypeVar("T")
-log = logging.getLogger("saga.tasks")
+log: Final[logging.Logger] = logging.getLogger("saga.tasks")
 
 
 class Clock(Protocol):

@@ -7,7 +7,7 @@ process up with it. A sabotage is another matter: it takes away what protects th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -122,19 +122,27 @@ def apply(sabotage: str, withdraw: Activity[Any, Any, Any]) -> None:
 
 def _without_barrier() -> None:
     """No key is ever found taken, so a copy of a command runs its handler and commits."""
-    from saga.storage.sqlalchemy.participant import SqlHandlerTransaction
+    from saga.storage.sqlalchemy.participant import SqlHandlerTransaction, SqlParticipantStore
 
     insert = SqlHandlerTransaction._insert
 
-    async def find(self: Any, keys: Any) -> dict[Any, Any]:
+    async def find_nothing(self: Any, keys: Any) -> dict[Any, Any]:
         return {}
 
     def insert_and_ignore(self: Any, connection: Any, rows: Any) -> frozenset[Any]:
         insert(self, connection, rows)
         return frozenset()
 
-    for name, function in (("find", find), ("_insert", insert_and_ignore)):
-        setattr(SqlHandlerTransaction, name, function)
+    _replace(SqlParticipantStore, "look_up", find_nothing)
+    _replace(SqlHandlerTransaction, "find", find_nothing)
+    _replace(SqlHandlerTransaction, "_insert", insert_and_ignore)
+
+
+def _replace(owner: type, name: str, function: Callable[..., Any]) -> None:
+    """Replace a method that must be there: a sabotage that misses would show that nothing is missed."""
+    if not hasattr(owner, name):
+        raise AttributeError(f"{owner.__name__} has no {name}: the sabotage is out of date")
+    setattr(owner, name, function)
 
 
 def _without_compensation(activity: Activity[Any, Any, Any]) -> None:

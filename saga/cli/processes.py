@@ -21,7 +21,7 @@ import typer
 from saga import failpoints
 from saga.cli.errors import FINDING, told
 
-log = logging.getLogger("saga.cli")
+log: Final[logging.Logger] = logging.getLogger("saga.cli")
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 HAND_BACK: Final = timedelta(seconds=10)

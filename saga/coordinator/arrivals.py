@@ -78,10 +78,10 @@ def reply_event(reply: Reply, now_ms: int) -> Event:
         case Outcome.HAD_RUN:
             return FenceFoundEffect(**known)
         case Outcome.REFUSED:
-            code = str(data.get("code", ""))[:200]
+            code = _name(data.get("code", ""))
             return ActivityRefused(**known, code=code) if forward else CompensationRefused(**known, code=code)
         case _:
-            error = str(data.get("error", ""))[:200]
+            error = _name(data.get("error", ""))
             after = data.get("retry_after_ms")
             wait = after if isinstance(after, int) and after >= 0 else None
             if not forward:
@@ -89,3 +89,8 @@ def reply_event(reply: Reply, now_ms: int) -> Event:
             return ActivityFailed(
                 **known, error=error, retryable=data.get("retryable") is not False, retry_after_ms=wait
             )
+
+
+def _name(said: Any) -> str:
+    """Return a code or class name as it is kept: short, and without the NUL that PostgreSQL takes in no text."""
+    return str(said)[:200].replace("\0", "")

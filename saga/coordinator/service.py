@@ -40,15 +40,17 @@ from saga.outbox.parking import Parking, parked_row
 from saga.outbox.publisher import DirectPublisher
 from saga.storage.base import Closed, CoordinatorStore, ParkedRow
 
-log = logging.getLogger("saga.coordinator")
+log: Final[logging.Logger] = logging.getLogger("saga.coordinator")
 
 BATCH: Final = 512
 PREFETCH: Final = 256
 DUE_BATCH: Final = 200
 POLL_SECONDS: Final = 1.0
+MORE_SECONDS: Final = 0.05
 PENDING_SECONDS: Final = 5.0
 POISON_SECONDS: Final = 60.0
 RETRY_SECONDS_MAX: Final = 5.0
+NUMBER_MAX: Final = 2**31 - 1
 
 
 class Coordinator:
@@ -195,6 +197,10 @@ class Coordinator:
         """Return the run that a reply is for. Raises MessageInvalid if it cannot be one of this namespace."""
         if reply.namespace != self._namespace:
             raise MessageInvalid("A reply of another namespace.")
+        if "\0" in reply.step or "\0" in reply.commandid:
+            raise MessageInvalid("A name with a NUL is none of ours, and no database keeps it.")
+        if not all(0 <= number <= NUMBER_MAX for number in (reply.attempt, reply.iteration, reply.round)):
+            raise MessageInvalid(f"A number is not from 0 to {NUMBER_MAX}.")
         try:
             return UUID(reply.runid)
         except ValueError:
@@ -224,19 +230,28 @@ class Coordinator:
 
     # --- advancing ----------------------------------------------------------------------------
 
-    async def _advance(self, arrivals: Sequence[Arrival]) -> None:
-        """Advance a batch until it is committed; the arrivals stay unacked for as long as that takes."""
+    async def _advance(self, arrivals: Sequence[Arrival], *, poison: str | None = None) -> None:
+        """Advance a batch until it is committed; the arrivals stay unacked for as long as that takes.
+
+        `poison` says why one instance alone could not be committed: it is set apart, its replies stay beside it.
+        """
         pause = 0.05
         while True:
             try:
-                return await self._commit(arrivals)
+                return await self._commit(arrivals, poison=poison)
             except SagaError as error:
                 log.warning("%d arrivals wait: %s", len(arrivals), error.code)
                 await self._clock.sleep(pause * (1 + self._ids.fraction()))
                 pause = min(pause * 2, RETRY_SECONDS_MAX)
-            except Exception as error:  # lint: allow broad-except because the instance is set apart with an incident
+            except (
+                Exception
+            ) as error:  # lint: allow broad-except because the instance is set apart with an incident
+                if poison is not None:
+                    return log.error("run %s stays as it is: %s", arrivals[0].run_id, type(error).__name__)
                 if len({arrival.run_id for arrival in arrivals}) == 1:
-                    return await self._set_apart(arrivals, error)
+                    poison = type(error).__name__
+                    log.error("run %s cannot be committed: %s", arrivals[0].run_id, poison)
+                    continue
                 # P9: some instance makes the commit fail; halve until it stands alone
                 half = len(arrivals) // 2
                 await self._advance(arrivals[:half])
@@ -277,15 +292,6 @@ class Coordinator:
             log.info("fenced: %d instances were moved by another process and are decided again", len(lost))
             await self._advance([arrival for arrival in arrivals if arrival.run_id in lost])
 
-    async def _set_apart(self, arrivals: Sequence[Arrival], error: Exception) -> None:
-        """One instance alone cannot be committed: its own incident, and its replies stay beside it."""
-        reason = type(error).__name__
-        log.error("run %s cannot be committed: %s", arrivals[0].run_id, reason)
-        try:
-            await self._commit(arrivals, poison=reason)
-        except Exception as again:
-            log.error("run %s stays as it is: %s", arrivals[0].run_id, type(again).__name__)
-
     # --- time ---------------------------------------------------------------------------------
 
     def _due_in(self, seconds: float) -> None:
@@ -299,23 +305,23 @@ class Coordinator:
         """P11: a poll without end over every open instance of a served version, whoever made it."""
         served = self._registry.served()
         while not self._stopping.is_set():
-            more = False
+            # set before the look: what is written while it lasts may bring the next turn forward
+            self._next_due = self._clock.monotonic() + POLL_SECONDS * (0.9 + 0.2 * self._ids.fraction())
             try:
                 due = await self._store.read_due(DUE_BATCH, served) if served else []
                 if due:
                     failpoint("T1")  # seen, nothing written: whoever looks next sees them again
                 self._arrivals.offer_all(TimerArrival(run_id) for run_id in due)
                 await self._take_pending()
-                more = len(due) == DUE_BATCH
+                if len(due) == DUE_BATCH:
+                    self._due_in(MORE_SECONDS)
             except SagaError as error:
                 log.warning("timers wait: %s", error.code)
             while len(self._arrivals) > BATCH:
                 await self._clock.sleep(0.01)
-            await self._sleep_until_due(more)
+            await self._sleep_until_due()
 
-    async def _sleep_until_due(self, more: bool) -> None:
-        jitter = 0.9 + 0.2 * self._ids.fraction()
-        self._next_due = self._clock.monotonic() + (0.05 if more else POLL_SECONDS * jitter)
+    async def _sleep_until_due(self) -> None:
         while not self._stopping.is_set():
             left = self._next_due - self._clock.monotonic()
             if left <= 0:

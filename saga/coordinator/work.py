@@ -50,7 +50,7 @@ from saga.storage.base import (
     ValueRow,
 )
 
-log = logging.getLogger("saga.coordinator")
+log: Final[logging.Logger] = logging.getLogger("saga.coordinator")
 
 DEFER_MS: Final = 30_000
 """How far the wake-up of an instance moves whose resend had to wait for the redrive budget."""
@@ -142,18 +142,16 @@ class BatchWork:
             if definition is None:
                 self._keep(row, arrival)
                 continue
+            if arrival.run_id in poisoned:
+                continue
             try:
-                if self._poison_reason is not None and arrival.run_id not in poisoned:
+                if self._poison_reason is not None:
                     raise Unwritable(self._poison_reason)
-                if arrival.run_id not in poisoned:
-                    self._apply(self._run(row, definition), arrival)
-                    continue
+                self._apply(self._run(row, definition), arrival)
             except Exception as error:
-                self._poison(row, type(error).__name__)
                 poisoned.add(arrival.run_id)
-            self._keep(row, arrival)
-        for run_id in poisoned:
-            self._runs.pop(run_id, None)
+                self._runs.pop(arrival.run_id, None)
+                self._set_apart(row, definition, error)
         keys: set[ValueKey] = set()
         for run in self._runs.values():
             keys |= self._needs(run) - run.own.keys()
@@ -189,6 +187,9 @@ class BatchWork:
         run.state = state
         for effect in effects:
             self._carry_out(run, effect)
+        if isinstance(arrival, ReplyArrival) and arrival.pending_id is not None and not run.changes.incidents:
+            # what was set apart with this reply is mended
+            run.changes.resolved.append((arrival.run_id, arrival.reply.step))
 
     def _may_resend(self, run: _Run, arrival: Arrival) -> bool:
         if not isinstance(arrival, TimerArrival) or run.state.outstanding is None:
@@ -244,10 +245,7 @@ class BatchWork:
             try:
                 self._write(run, {**values, **run.own} if run.own and values else run.own or values)
             except Exception as error:
-                self._poison(run.loaded, type(error).__name__)
-                for arrival in self.arrivals:
-                    if arrival.run_id == run.loaded.run_id:
-                        self._keep(run.loaded, arrival)
+                self._set_apart(run.loaded, run.definition, error)
                 continue
             _join(self._changes, run.changes)
         return self._changes
@@ -316,10 +314,17 @@ class BatchWork:
 
     # --- setting apart ------------------------------------------------------------------------
 
-    def _poison(self, row: Loaded, error: str) -> None:
-        log.error("saga %s run %s is set apart after %s", row.saga, row.run_id, error)
-        self._changes.incidents.append(incident(row.run_id, row.saga, IncidentKind.POISON, "", error))
+    def _set_apart(self, row: Loaded, definition: SagaDefinition, error: Exception) -> None:
+        """P9: an incident of its own, a later wake-up, and all that came for it kept beside it."""
+        reason = str(error) if isinstance(error, Unwritable) else type(error).__name__
+        log.error("saga %s run %s is set apart after %s", row.saga, row.run_id, reason)
+        mine = [arrival for arrival in self.arrivals if arrival.run_id == row.run_id]
+        about = {arrival.reply.step for arrival in mine if isinstance(arrival, ReplyArrival)}
+        step = next((each.name for each in definition.steps if each.name in about), "")
+        self._changes.incidents.append(incident(row.run_id, row.saga, IncidentKind.POISON, step, reason))
         self._changes.woken.append((row.run_id, row.now_ms + 10 * DEFER_MS))
+        for arrival in mine:
+            self._keep(row, arrival)
 
     def _keep(self, row: Loaded, arrival: Arrival) -> None:
         """P29: what this process cannot apply is stored beside the instance in this commit, not parked nor dropped."""

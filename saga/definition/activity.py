@@ -393,6 +393,8 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class _Decorator(Protocol):
+        """What `activity(...)` returns: makes an activity of a handler for one command."""
+
         @overload
         def __call__(
             self, function: Callable[Concatenate[I, P], Awaitable[Result[O, U]]], /
@@ -403,6 +405,8 @@ if TYPE_CHECKING:
         ) -> Activity[I, O, Concatenate[I, P]]: ...
 
     class _BatchDecorator(Protocol):
+        """What `activity(batch=...)` returns: makes an activity of a handler for a list of commands."""
+
         @overload
         def __call__(
             self,

@@ -20,7 +20,7 @@ REASON_HEADER: Final = "saga-parked-reason"
 FINGERPRINT_HEADER: Final = "saga-parked-fingerprint"
 PAUSE_SECONDS: Final = 0.2
 PAUSE_SECONDS_MAX: Final = 10.0
-log = logging.getLogger("saga.parking")
+log: Final[logging.Logger] = logging.getLogger("saga.parking")
 
 
 def parked_row(delivery: Delivery, reason: str, *, body: bytes | None = None, kind: str = "") -> ParkedRow:

@@ -20,7 +20,7 @@ from saga.failpoints import failpoint
 from saga.messages import BODY_BYTES_MAX, PACK_COUNT_MAX, pack, packs
 from saga.storage.base import OutboxStore, StoredRow
 
-log = logging.getLogger("saga.outbox")
+log: Final[logging.Logger] = logging.getLogger("saga.outbox")
 
 IN_FLIGHT_MAX: Final = 10_000
 FLUSH_SECONDS: Final = 0.25
@@ -55,7 +55,7 @@ class DirectPublisher:
         self._confirmed: list[int] = []
         self._left: dict[str, float] = {}
         self._flush: asyncio.Task[None] | None = None
-        self.confirm_seconds = 0.0
+        self.confirm_seconds: float = 0.0
         """Slowest confirm of late; the sweep leaves rows alone for longer when the broker is slow."""
 
     @property

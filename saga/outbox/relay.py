@@ -20,7 +20,7 @@ from saga.failpoints import failpoint
 from saga.outbox.publisher import DirectPublisher, pack_rows
 from saga.storage.base import PARTS, Lease, OutboxStore, StoredRow, part_of
 
-log = logging.getLogger("saga.outbox")
+log: Final[logging.Logger] = logging.getLogger("saga.outbox")
 
 LEASE_SECONDS: Final = 5.0
 POLL_SECONDS: Final = 1.0

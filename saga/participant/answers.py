@@ -33,7 +33,7 @@ from saga.outcomes import Refused, RetryAfter
 
 TEXT_BYTES_MAX: Final = 4 * 1024
 FRAMES_MAX: Final = 20
-log = logging.getLogger("saga.participant")
+log: Final[logging.Logger] = logging.getLogger("saga.participant")
 
 DONE: Final = Outcome.DONE.value
 REFUSED: Final = Outcome.REFUSED.value

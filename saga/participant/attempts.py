@@ -22,9 +22,9 @@ class Held:
     __slots__ = ("consumer", "delivery", "left")
 
     def __init__(self, consumer: Consumer, delivery: Delivery, left: int) -> None:
-        self.consumer = consumer
-        self.delivery = delivery
-        self.left = left
+        self.consumer: Consumer = consumer
+        self.delivery: Delivery = delivery
+        self.left: int = left
 
 
 class Attempt:
@@ -38,25 +38,25 @@ class Attempt:
     def __init__(
         self, command: Command, served: Served, held: Held, received: float, key: BarrierKey
     ) -> None:
-        self.command = command
-        self.served = served
-        self.held = [held]
-        self.attempt = command.attempt
+        self.command: Command = command
+        self.served: Served = served
+        self.held: list[Held] = [held]
+        self.attempt: int = command.attempt
         """Number that the reply carries: the newest of the copies that joined."""
         # P10: milliseconds that remained at sending, counted from receipt on our own monotonic clock
-        self.deadline = inf if command.remainingms is None else received + command.remainingms / 1000
+        self.deadline: float = inf if command.remainingms is None else received + command.remainingms / 1000
         delivery = held.delivery
-        self.marked = command.resend or command.attempt > 1 or delivery.redelivered
+        self.marked: bool = command.resend or command.attempt > 1 or delivery.redelivered
         """P22: it may have run before, so the barrier is looked at before the handler is called."""
-        self.lone = delivery.delivery_count >= 3  # P14
-        self.key = key
+        self.lone: bool = delivery.delivery_count >= 3  # P14
+        self.key: BarrierKey = key
         """Name of this decision in the barrier; a participant without a database never reads it."""
-        self.forward_key = key
+        self.forward_key: BarrierKey = key
         """Name of the action's own decision (P25)."""
         self.input: Any = None
         self.past: Past | None = None
         self.answer: Answer | None = None
-        self.reply = b""
+        self.reply: bytes = b""
 
     def joins(self, command: Command) -> bool:
         """Whether a copy shares this attempt's reply. One that asks for more than a failure already given does not."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from saga.clock import Clock, Spawner
 from saga.participant.served import Served
 from saga.participant.switch import RUNNING, Run, Watch
 
-log = logging.getLogger("saga.participant")
+log: Final[logging.Logger] = logging.getLogger("saga.participant")
 
 
 class Ended:
@@ -27,10 +27,10 @@ class Ended:
     def __init__(
         self, run: Run, value: Any, error: BaseException | None, stuck: asyncio.Task[Any] | None
     ) -> None:
-        self.run = run
-        self.value = value
-        self.error = error
-        self.stuck = stuck
+        self.run: Run = run
+        self.value: Any = value
+        self.error: BaseException | None = error
+        self.stuck: asyncio.Task[Any] | None = stuck
         """The handler's task, if it goes on although it was cancelled 2 s ago."""
 
 

@@ -26,7 +26,7 @@ from saga.storage.base import BarrierKey, ParkedRow
 INTEGER_MAX: Final = 2**31 - 1
 NO_KEY: Final = BarrierKey(UUID(int=0), "", 0, 0, "")
 """Of attempts in a participant without a database, which has no barrier to name."""
-log = logging.getLogger("saga.participant")
+log: Final[logging.Logger] = logging.getLogger("saga.participant")
 
 
 class Intake:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from math import inf
-from typing import Any
+from typing import Any, Final
 
 from saga.outcomes import Refused
 from saga.participant import answers
@@ -20,7 +20,7 @@ from saga.participant.settling import REPEATS_MAX, CallFailed, InvalidOutput, Se
 from saga.storage.base import LOST, OTHER
 
 Once = Callable[[list[Attempt], bool, float], Awaitable[list[Attempt]]]
-log = logging.getLogger("saga.participant")
+log: Final[logging.Logger] = logging.getLogger("saga.participant")
 
 
 async def run_in_parts(settling: Settling, group: list[Attempt], once: Once) -> None:

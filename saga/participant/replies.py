@@ -27,7 +27,7 @@ from saga.participant.attempts import Attempt, Held
 BATCH_MAX: Final = 1024
 PAUSE_SECONDS: Final = 0.2
 PAUSE_SECONDS_MAX: Final = 10.0
-log = logging.getLogger("saga.participant")
+log: Final[logging.Logger] = logging.getLogger("saga.participant")
 
 
 class Replies:
@@ -65,7 +65,7 @@ class Replies:
         # unique like a UUID per reply, and a third of its cost
         self._id_prefix = str(ids.uuid7())
         self._sent = 0
-        self.pending = 0
+        self.pending: int = 0
         """Answered attempts whose replies are not confirmed yet."""
 
     def send(self, attempt: Attempt, answer: Answer) -> None:

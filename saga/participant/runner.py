@@ -18,7 +18,7 @@ from saga.participant.stateless import StatelessRuns
 from saga.participant.undo import UndoRuns
 
 LONE_RUNS_MAX: Final = 5
-log = logging.getLogger("saga.participant")
+log: Final[logging.Logger] = logging.getLogger("saga.participant")
 
 
 class Runner:

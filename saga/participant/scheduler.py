@@ -30,11 +30,11 @@ class Lane:
     __slots__ = ("queued", "running", "served", "size", "waiting")
 
     def __init__(self, served: Served, size: int) -> None:
-        self.served = served
-        self.size = size
+        self.served: Served = served
+        self.size: int = size
         self.waiting: deque[Attempt] = deque()
-        self.running = 0
-        self.queued = False
+        self.running: int = 0
+        self.queued: bool = False
 
 
 class _Queue:
@@ -77,9 +77,9 @@ class Scheduler:
         self._waking = False
         self._stopped = False
         self._changed: list[asyncio.Future[None]] = []
-        self.waiting = 0
+        self.waiting: int = 0
         """Commands that have not started."""
-        self.running = 0
+        self.running: int = 0
         """Commands that have."""
 
     def runs(self, run: Callable[[Group], Awaitable[None]]) -> None:

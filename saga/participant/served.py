@@ -38,22 +38,22 @@ class Served:
     def __init__(
         self, activity: Activity[Any, Any, Any], direction: str, handler: Handler, limit: float
     ) -> None:
-        self.activity = activity
-        self.direction = direction
-        self.handler = handler
+        self.activity: Activity[Any, Any, Any] = activity
+        self.direction: str = direction
+        self.handler: Handler = handler
         self.function: Callable[..., Awaitable[Any]] = handler.function
-        self.name = f"{activity.name} ({handler.name})"
-        self.limit_seconds = limit
-        self.batch = handler.batch
+        self.name: str = f"{activity.name} ({handler.name})"
+        self.limit_seconds: float = limit
+        self.batch: int | None = handler.batch
         self.codec: Codec[Any] = activity.input
         self.output: Codec[Any] = activity.output
         self.undo: Codec[Any] = activity.undo
-        self.payload_argument = handler.payload_argument
-        self.spread = handler.spread
-        self.context_argument = handler.context_argument
-        self.needs_session = handler.session_argument is not None
-        self.non_retryable = activity.non_retryable
-        self.plain = (
+        self.payload_argument: str | None = handler.payload_argument
+        self.spread: tuple[str, ...] | None = handler.spread
+        self.context_argument: str | None = handler.context_argument
+        self.needs_session: bool = handler.session_argument is not None
+        self.non_retryable: tuple[type[BaseException], ...] = activity.non_retryable
+        self.plain: bool = (
             handler.payload_argument is not None
             and not self.needs_session
             and handler.context_argument is None
@@ -149,8 +149,8 @@ class Past:
     __slots__ = ("output", "undo")
 
     def __init__(self, output: Any, undo: Any) -> None:
-        self.output = output
-        self.undo = undo
+        self.output: Any = output
+        self.undo: Any = undo
 
 
 def context(command: Command) -> ActivityContext:

@@ -38,7 +38,7 @@ WAITING_MAX: Final = 1024
 GRACE: Final = timedelta(seconds=30)
 FENCED_SECONDS: Final = 10.0
 """Bound for what is committing when the grace is over: every statement of it is bounded more tightly."""
-log = logging.getLogger("saga.participant")
+log: Final[logging.Logger] = logging.getLogger("saga.participant")
 
 
 class ParticipantService:

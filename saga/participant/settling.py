@@ -27,7 +27,7 @@ REPEATS_MAX: Final = 5
 """How often a transaction that the database refused is repeated in place, uncounted (row D-03)."""
 PAUSE_SECONDS: Final = 0.05
 PAUSE_SECONDS_MAX: Final = 10.0
-log = logging.getLogger("saga.participant")
+log: Final[logging.Logger] = logging.getLogger("saga.participant")
 
 
 class CallFailed(Exception):

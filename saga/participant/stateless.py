@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from saga.clock import Clock
 from saga.errors import PayloadInvalid, PayloadTooLarge
@@ -22,7 +22,7 @@ from saga.participant.calls import Calls, Ended
 from saga.participant.served import InputInvalid, Served
 from saga.participant.switch import ABANDONED, EXPIRED
 
-log = logging.getLogger("saga.participant")
+log: Final[logging.Logger] = logging.getLogger("saga.participant")
 
 
 class StatelessRuns:

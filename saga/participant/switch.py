@@ -44,11 +44,11 @@ class Run:
     def __init__(
         self, deadline: float, task: asyncio.Task[Any] | None, given_up: Callable[[], None] | None
     ) -> None:
-        self.deadline = deadline
-        self.task = task
-        self.given_up = given_up
+        self.deadline: float = deadline
+        self.task: asyncio.Task[Any] | None = task
+        self.given_up: Callable[[], None] | None = given_up
         """Called if the handler still runs 2 s after it was cancelled."""
-        self.phase = RUNNING
+        self.phase: Phase = RUNNING
 
     def commits(self, now: float) -> bool:
         """Take the switch towards the commit; False if it is too late for that."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from saga import failpoints
-from saga.clock import SystemClock, SystemIds, TaskSpawner
-from saga.storage.sqlalchemy import schema
-from saga.storage.sqlalchemy.database import Database
 from tests.client import shop
+from tests.outbox.upgraded import upgraded
 
 
 @pytest.fixture(params=["sqlite", "postgres-rabbitmq"])
@@ -19,17 +17,19 @@ def stack(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def place(stack: str, request: pytest.FixtureRequest) -> AsyncIterator[shop.Place]:
+def url(stack: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of a database with our tables."""
+    with upgraded(stack, request) as url:
+        yield url
+
+
+@pytest.fixture
+async def place(stack: str, url: str, request: pytest.FixtureRequest) -> AsyncIterator[shop.Place]:
     servers = stack == "postgres-rabbitmq"
-    url = str(request.getfixturevalue("postgres_url" if servers else "sqlite_url"))
-    spawner = TaskSpawner()
-    database = Database(url, clock=SystemClock(), ids=SystemIds(), spawner=spawner)
-    await database.run(schema.upgrade)
-    await database.run(lambda connection: shop.own.create_all(connection))
-    await database.dispose()
     place = shop.Place(stack, url, str(request.getfixturevalue("rabbitmq_url")) if servers else None)
+    async with place.engine.begin() as connection:
+        await connection.run_sync(shop.own.create_all)
     yield place
     failpoints.disarm()
     shop.gates.clear()
     await place.engine.dispose()
-    await spawner.close()

@@ -87,6 +87,19 @@ async def test_another_process_learns_of_the_end_by_asking_once_a_second(place: 
         assert clock.monotonic() - since < 2.0
 
 
+async def test_who_asks_again_for_what_has_ended_need_not_wait_for_the_next_turn(place: Place) -> None:
+    clock = SystemClock()
+    async with place.app() as app:
+        handle = await app.client.start(purchase, Order(), id="o-1")
+        await handle.result()
+        waits = []
+        for _ in range(3):
+            since = clock.monotonic()
+            await handle.result()
+            waits.append(clock.monotonic() - since)
+    assert min(waits) < 0.5
+
+
 async def running(place: Place) -> bool:
     return bool(await place.rows("SELECT 1 FROM saga_instance WHERE closed_at IS NULL"))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -51,12 +51,12 @@ def sqlite_file(tmp_path: Path, prepared_sqlite: Path) -> str:
 
 
 @pytest.fixture
-def postgres_database(request: pytest.FixtureRequest) -> str:
+def postgres_database(request: pytest.FixtureRequest) -> Iterator[str]:
     """A PostgreSQL database with our tables, copied from one that was made once."""
     server: Postgres = request.getfixturevalue("postgres_server")
     url = server.create_database(template=server.template(PREPARED, prepare))
-    request.addfinalizer(lambda: server.drop_database(url))
-    return url
+    yield url
+    server.drop_database(url)
 
 
 @pytest.fixture(params=["sqlite", "postgres-rabbitmq"])

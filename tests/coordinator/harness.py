@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping,
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, TypeVar, cast
 from uuid import UUID
 
@@ -65,6 +66,7 @@ from saga.storage.sqlalchemy.parking import SqlParkingStore
 T = TypeVar("T")
 POLL_SECONDS = 0.01
 PATIENCE_SECONDS = 20.0
+PATIENCE = timedelta(seconds=PATIENCE_SECONDS)
 DURABLE = replace(MEMORY, name="durable memory", durable=True)
 """The queues outlive each process of a test, as a server would; a test of forgetting takes MEMORY."""
 
@@ -216,7 +218,7 @@ class Wire:
         """Send what was held back, and hold no more."""
         held, self.held = self.held or [], None
         for (_, future), real in zip(held, self.broker.publish([each for each, _ in held]), strict=True):
-            real.add_done_callback(lambda done, future=future: future.done() or future.set_result(done.result()))
+            real.add_done_callback(partial(_pass_on, future))
 
     def commands(self) -> list[Command]:
         """Return every command published so far, in order."""
@@ -241,6 +243,11 @@ class Wire:
 
     async def close(self) -> None:
         await self.broker.close()
+
+
+def _pass_on(to: asyncio.Future[PublishOutcome], done: asyncio.Future[PublishOutcome]) -> None:
+    if not to.done():
+        to.set_result(done.result())
 
 
 # --- a participant that follows a script --------------------------------------------------------------------------
@@ -283,7 +290,9 @@ the first, second, ... command; the last one repeats."""
 class Scripted:
     """A participant on one queue. `ledger` is what it has really done, in order; the barrier is what it decided."""
 
-    def __init__(self, broker: Broker, namespace: str, queue: str, script: Script, other: Scripted | None) -> None:
+    def __init__(
+        self, broker: Broker, namespace: str, queue: str, script: Script, other: Scripted | None
+    ) -> None:
         self.broker = broker
         self.namespace = namespace
         self.channel = commands_channel(namespace, queue)
@@ -328,7 +337,9 @@ class Scripted:
                 self._came.clear()
                 await self._came.wait()
 
-    def release(self, order: Callable[[list[bytes]], Sequence[bytes]] = list, *, packed: bool = False) -> None:
+    def release(
+        self, order: Callable[[list[bytes]], Sequence[bytes]] = list, *, packed: bool = False
+    ) -> None:
         """Send the replies held so far, in this order; packed: as one message."""
         channels, bodies = zip(*self.held, strict=True)
         self.held.clear()
@@ -538,7 +549,15 @@ class Store(SqlCoordinatorStore):
 class Node:
     """What one process with a coordinator holds. `kill` is SIGKILL: nothing is cleaned up, nothing is given back."""
 
-    def __init__(self, stack: Stack, sagas: Sequence[Saga[Any, Any]], *, redrive: timedelta, url: str, weather: Weather | None) -> None:
+    def __init__(
+        self,
+        stack: Stack,
+        sagas: Sequence[Saga[Any, Any]],
+        *,
+        redrive: timedelta,
+        url: str,
+        weather: Weather | None,
+    ) -> None:
         self.stack = stack
         self.spawner = MortalSpawner()
         first_ms = int(redrive / timedelta(milliseconds=1))
@@ -574,7 +593,9 @@ class Node:
             inside_handler=lambda: False,
             **ports,
         )
-        self.parking = Parking(SqlParkingStore(self.database, stack.namespace), self.broker, clock=stack.clock, ids=ids)
+        self.parking = Parking(
+            SqlParkingStore(self.database, stack.namespace), self.broker, clock=stack.clock, ids=ids
+        )
         self.coordinator = Coordinator(
             self.registry,
             self.broker,
@@ -597,6 +618,9 @@ class Node:
         else:
             await self.broker.declare(self.coordinator.channels())
         return self
+
+    def dead(self) -> bool:
+        return not self.alive
 
     def kill(self) -> None:
         """End every task where it stands, and drop the connection to the broker."""
@@ -663,7 +687,12 @@ class Stack:
         return await made.start(coordinator=coordinator)
 
     async def participant(
-        self, script: Script | None = None, *, queue: str = "work", weather: Weather | None = None, beside: Scripted | None = None
+        self,
+        script: Script | None = None,
+        *,
+        queue: str = "work",
+        weather: Weather | None = None,
+        beside: Scripted | None = None,
     ) -> Scripted:
         """Start a participant; `beside` another one it shares the database, that is ledger and barrier."""
         wire = Wire(self.broker(self._wires), weather)
@@ -701,7 +730,11 @@ class Stack:
             await self.run(lambda connection: _age(connection, seconds))
 
     async def until(
-        self, holds: Callable[[], Any | Awaitable[Any]], *, step: float = 0.0, within: float = PATIENCE_SECONDS
+        self,
+        holds: Callable[[], Any | Awaitable[Any]],
+        *,
+        step: float = 0.0,
+        within: float = PATIENCE_SECONDS,
     ) -> None:
         """Poll until `holds()`, bounded; with `step`, that many seconds pass between two looks."""
 
@@ -715,7 +748,9 @@ class Stack:
                 if step:
                     await self.pass_time(step)
 
-    async def ended(self, handles: Sequence[Handle[Any]], *, step: float = 0.0, within: float = PATIENCE_SECONDS) -> dict[str, str]:
+    async def ended(
+        self, handles: Sequence[Handle[Any]], *, step: float = 0.0, within: float = PATIENCE_SECONDS
+    ) -> dict[str, str]:
         """Wait until every saga has ended and return how, by id."""
         states: dict[str, str] = {}
 
@@ -742,7 +777,9 @@ class Stack:
     async def statuses(self, handles: Sequence[Handle[Any]]) -> dict[str, str]:
         i = t.instance.c
         rows = await self.rows(
-            t.instance.select().with_only_columns(i.saga_id, i.status).where(i.run_id.in_([each.run_id for each in handles]))
+            t.instance.select()
+            .with_only_columns(i.saga_id, i.status)
+            .where(i.run_id.in_([each.run_id for each in handles]))
         )
         return {str(row[0]): str(row[1]) for row in rows}
 
@@ -784,7 +821,10 @@ class Stack:
         await self._wires.close()
 
     def channels(self) -> list[str]:
-        works = [replies_channel(self.namespace), *(commands_channel(self.namespace, queue) for queue in self.used_queues)]
+        works = [
+            replies_channel(self.namespace),
+            *(commands_channel(self.namespace, queue) for queue in self.used_queues),
+        ]
         return [*works, *map(parking_channel, works)]
 
 
@@ -793,8 +833,10 @@ def _age(connection: Connection, seconds: float) -> None:
     by = {"by": timedelta(seconds=seconds)}
     connection.execute(text("SELECT 1 FROM saga_instance WHERE closed_at IS NULL ORDER BY run_id FOR UPDATE"))
     for statement in (
-        "UPDATE saga_instance SET created_at = created_at - CAST(:by AS interval), wakeup_at = wakeup_at - CAST(:by AS interval) WHERE closed_at IS NULL",
-        "UPDATE saga_outbox SET created_at = created_at - CAST(:by AS interval) WHERE id IN (SELECT id FROM saga_outbox ORDER BY id FOR UPDATE SKIP LOCKED)",
+        "UPDATE saga_instance SET created_at = created_at - CAST(:by AS interval), "
+        "wakeup_at = wakeup_at - CAST(:by AS interval) WHERE closed_at IS NULL",
+        "UPDATE saga_outbox SET created_at = created_at - CAST(:by AS interval) "
+        "WHERE id IN (SELECT id FROM saga_outbox ORDER BY id FOR UPDATE SKIP LOCKED)",
         "UPDATE saga_lease SET expires_at = expires_at - CAST(:by AS interval)",
         "UPDATE saga_outbox_blocked SET next_try_at = next_try_at - CAST(:by AS interval)",
         "UPDATE saga_outbox_delayed SET due_at = due_at - CAST(:by AS interval)",

@@ -21,9 +21,7 @@ from tests.coordinator.sagas import QUICK
 
 pytestmark = pytest.mark.stack("pure")
 
-EVERYTHING = replace(
-    MEMORY, name="everything", durable=True, delay=True, priority=True, packs_commands=True
-)
+EVERYTHING = replace(MEMORY, name="everything", durable=True, delay=True, priority=True, packs_commands=True)
 FILLED: dict[str, Any] = {
     "durable": False,
     "ordered_per_key": False,
@@ -75,7 +73,9 @@ class Bank:
         return Receipt()
 
     def app(self, url: str, broker: MemoryBroker) -> App:
-        return App(url, broker=broker, sagas=[self.saga], participants=[self.owner], redrive=timedelta(seconds=1))
+        return App(
+            url, broker=broker, sagas=[self.saga], participants=[self.owner], redrive=timedelta(seconds=1)
+        )
 
 
 def test_every_capability_is_in_one_of_the_two_tables() -> None:
@@ -125,7 +125,9 @@ async def test_a_gap_that_nothing_fills_is_refused_at_start(sqlite_file: str, ca
 
 
 @pytest.mark.feature("G-06", acceptance=True)
-async def test_what_a_broker_that_is_not_durable_forgot_is_sent_again_at_the_restart(sqlite_file: str) -> None:
+async def test_what_a_broker_that_is_not_durable_forgot_is_sent_again_at_the_restart(
+    sqlite_file: str,
+) -> None:
     """G-06, P4: the saga was started, its command lost with the broker's process; it goes on at once."""
     bank = Bank()
     queues = MemoryQueues()

@@ -14,6 +14,7 @@ from saga.storage.sqlalchemy import tables as t
 from tests.coordinator.harness import (
     COMMAND_LOST,
     DONE,
+    PATIENCE,
     REPLY_LOST,
     TWICE,
     Act,
@@ -43,7 +44,7 @@ async def test_the_plan_survives_a_crash_at_every_commit(stack: Stack, faults: F
             node = await stack.node(THREE)
             crash(node, window, number)
             handle = await node.client.start(THREE, Order(), id=saga_id)
-            await stack.until(lambda node=node: not node.alive)
+            await stack.until(node.dead)
             faults.fired(f"crash {window} the commit")
             commits = number if window == "after" else number - 1
 
@@ -113,7 +114,9 @@ async def test_undos_are_the_reverse_of_the_dones(stack: Stack, faults: Faults) 
 
 
 @pytest.mark.feature("E-04", acceptance=True)
-async def test_each_effect_is_undone_once_when_the_reply_of_step_k_is_lost(stack: Stack, faults: Faults) -> None:
+async def test_each_effect_is_undone_once_when_the_reply_of_step_k_is_lost(
+    stack: Stack, faults: Faults
+) -> None:
     """E-04, P5, I1: for each k the reply never comes; the step in doubt is part of the plan and first in it."""
     faults.declare("reply lost")
     minute = sequence(4, retry=RetryPolicy(initial=MS, maximum=MS, schedule_to_close=timedelta(seconds=60)))
@@ -145,7 +148,9 @@ async def test_a_step_in_doubt_that_never_ran_has_nothing_to_undo(stack: Stack) 
     assert participant.effects("x") == ["s1", "undo s1"]
 
 
-PIVOTED = sequence(5, pivot=3, retry=RetryPolicy(initial=MS, maximum=MS, attempts=2, schedule_to_close=timedelta(seconds=60)))
+PIVOTED = sequence(
+    5, pivot=3, retry=RetryPolicy(initial=MS, maximum=MS, attempts=2, schedule_to_close=timedelta(seconds=60))
+)
 TROUBLE = {
     "fails": [fail()] * 4 + [DONE],
     "loses": [REPLY_LOST] * 4 + [DONE],
@@ -201,7 +206,7 @@ async def test_cancel_past_the_pivot_is_refused_and_writes_nothing(stack: Stack)
 
 @pytest.mark.feature("E-05")
 async def test_a_pivot_that_is_given_up_is_fenced_before_there_is_a_plan(stack: Stack) -> None:
-    """E-05, I5: its reply was a failure but an older copy of the command had run: the fence finds it, and it goes on."""
+    """E-05, I5: it was answered as failed, but an older copy of its command had run: the fence finds that."""
     participant = await stack.participant({"s3": [REPLY_LOST, fail(retryable=False)]})
     node = await stack.node(PIVOTED)
     handle = await node.client.start(PIVOTED, Order(), id="x")
@@ -215,7 +220,9 @@ async def test_a_pivot_that_is_given_up_is_fenced_before_there_is_a_plan(stack: 
 
 
 @pytest.mark.feature("E-06", acceptance=True)
-async def test_an_undo_that_refuses_100_times_needs_attention_and_heals_by_itself(stack: Stack, faults: Faults) -> None:
+async def test_an_undo_that_refuses_100_times_needs_attention_and_heals_by_itself(
+    stack: Stack, faults: Faults
+) -> None:
     """E-06, P15, P20: at once a state and an incident, never closed, slow retries without end."""
     faults.declare("undo refused")
     participant = await stack.participant({"s3": [refuse()], "undo s2": [refuse("locked")] * 100 + [DONE]})
@@ -236,7 +243,7 @@ async def test_an_undo_that_refuses_100_times_needs_attention_and_heals_by_itsel
     assert incident.count == 100
     assert incident.resolved_at is not None
     with pytest.raises(SagaCompensated) as caught:
-        await handle.result()
+        await handle.result(timeout=PATIENCE)
     assert caught.value.undone == ("s2", "s1")
 
 

@@ -63,13 +63,15 @@ def exact(batches: Sequence[object]) -> list[Cost]:
 
 
 @pytest.mark.parametrize("kind", SAGAS)
-async def test_the_cost_of_a_step_with_one_saga_in_flight(stack: Stack, kind: str, request: pytest.FixtureRequest) -> None:
+async def test_the_cost_of_a_step_with_one_saga_in_flight(
+    stack: Stack, kind: str, request: pytest.FixtureRequest
+) -> None:
     """K-05: one writing transaction and two messages a step."""
     stack.clock.freeze()
     participant = await stack.participant()
     node = await stack.node(SAGAS[kind])
     handle = await node.client.start(SAGAS[kind], Order(), id="x")
-    await handle.result()
+    await stack.ended([handle])
     assert exact(node.store.batches) == expected(stack, kind)
     assert len(node.broker.sent) + participant.replies == MESSAGES_PER_STEP * STEPS
     if stack.name != "sqlite":
@@ -79,7 +81,9 @@ async def test_the_cost_of_a_step_with_one_saga_in_flight(stack: Stack, kind: st
 
 @pytest.mark.parametrize("kind", SAGAS)
 @pytest.mark.usefixtures("real_broker")
-async def test_a_batch_of_64_replies_costs_what_one_costs(stack: Stack, kind: str, request: pytest.FixtureRequest) -> None:
+async def test_a_batch_of_64_replies_costs_what_one_costs(
+    stack: Stack, kind: str, request: pytest.FixtureRequest
+) -> None:
     """K-05: the statements of a batch do not grow with its size; 64 steps share one commit."""
     stack.clock.freeze()
     participant = await stack.participant({"*": [HELD]})
@@ -90,8 +94,7 @@ async def test_a_batch_of_64_replies_costs_what_one_costs(stack: Stack, kind: st
     for _ in range(STEPS):
         await participant.wait_held(BATCH)
         participant.release(packed=True)
-    for handle in handles:
-        await handle.result()
+    await stack.ended(handles)
     assert [batch.size for batch in node.store.batches] == [BATCH] * STEPS
     assert exact(node.store.batches) == expected(stack, kind)
     assert len(node.broker.commands()) == len(participant.commands) == BATCH * STEPS, "no command twice"

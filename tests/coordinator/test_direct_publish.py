@@ -12,7 +12,7 @@ from saga.client import Handle
 from saga.outbox import publisher
 from saga.storage.base import Changes, StoredRow
 from saga.storage.sqlalchemy import tables as t
-from tests.coordinator.harness import HELD, Node, Order, Stack
+from tests.coordinator.harness import HELD, PATIENCE, Node, Order, Stack
 from tests.coordinator.sagas import sequence
 from tests.plugins.features import Faults
 
@@ -28,7 +28,7 @@ async def test_an_idle_commit_is_on_the_broker_without_any_waiting(stack: Stack)
     node = await stack.node(THREE)
     stack.clock.freeze()
     handle = await node.client.start(THREE, Order(), id="x")
-    await handle.result()
+    await handle.result(timeout=PATIENCE)
     assert participant.effects("x") == ["s1", "s2", "s3"]
     assert len(node.broker.commands()) == 3
 
@@ -40,7 +40,7 @@ async def test_confirmed_rows_go_with_the_next_batch_and_after_250_ms_when_idle(
     node = await stack.node(THREE)
     stack.clock.freeze()
     deleted = count_deletions(node)
-    await (await node.client.start(THREE, Order(), id="busy")).result()
+    await (await node.client.start(THREE, Order(), id="busy")).result(timeout=PATIENCE)
     await node.client.start(THREE, Order(), id="last")
     await participant.wait_held(1)
     assert deleted == [], "each confirmed row went with a batch"
@@ -111,7 +111,9 @@ def count_swept(node: Node) -> list[str]:
 
 
 @pytest.mark.feature("F-03")
-async def test_above_the_bound_rows_are_left_to_the_sweep(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_above_the_bound_rows_are_left_to_the_sweep(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """P33: committing never waits for a broker that does not answer, and memory stays bounded."""
     monkeypatch.setattr(publisher, "IN_FLIGHT_MAX", 5)
     participant = await stack.participant()
@@ -128,13 +130,15 @@ async def test_above_the_bound_rows_are_left_to_the_sweep(stack: Stack, monkeypa
 
 @pytest.mark.feature("F-03", acceptance=True)
 @pytest.mark.usefixtures("real_broker")
-async def test_after_a_kill_right_after_every_commit_all_rows_are_out_within_the_lease(stack: Stack, faults: Faults) -> None:
+async def test_after_a_kill_right_after_every_commit_all_rows_are_out_within_the_lease(
+    stack: Stack, faults: Faults
+) -> None:
     """F-03, I6: idle, a commit is on the broker with the clock standing still; killed, the sweep of another has it."""
     faults.declare("killed after the commit")
     participant = await stack.participant()
     node = await stack.node(THREE)
     stack.clock.freeze()
-    await (await node.client.start(THREE, Order(), id="idle")).result()
+    await (await node.client.start(THREE, Order(), id="idle")).result(timeout=PATIENCE)
 
     handle = await kill_after_start(node)
     for step in range(1, 4):
@@ -149,7 +153,7 @@ async def test_after_a_kill_right_after_every_commit_all_rows_are_out_within_the
             await stack.pass_time(0.5)
             await stack.quiet()
         assert participant.effects("killed") == [f"s{number}" for number in range(1, step + 1)]
-        await stack.until(lambda node=node: not node.alive, step=1)
+        await stack.until(node.dead, step=1)
     assert await stack.ended([handle], step=1) == {"killed": "completed"}
     assert not participant.doubled()
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, Field
 from sqlalchemy import Connection, text
 
+from saga.brokers.base import OutMessage
 from saga.client import Handle
 from saga.definition.builder import Saga
 from saga.definition.refs import make
+from saga.messages import pack
 from saga.storage.sqlalchemy import tables as t
 from tests.coordinator.harness import HELD, Act, Node, Order, Receipt, Scripted, Stack, refuse
 from tests.coordinator.sagas import QUICK, sequence, work
@@ -32,7 +35,9 @@ def strict() -> Saga[Order, None]:
     return saga.step(second, make(Strict, reference=first.out.reference))
 
 
-async def one_batch(stack: Stack, saga: Saga[Order, None], script: dict[str, Any]) -> tuple[Node, Scripted, list[Handle[Any]]]:
+async def one_batch(
+    stack: Stack, saga: Saga[Order, None], script: dict[str, Any]
+) -> tuple[Node, Scripted, list[Handle[Any]]]:
     """Start the sagas x0 to x7 and hold back the replies of their first step."""
     participant = await stack.participant({"s1": [HELD], **script})
     node = await stack.node(saga)
@@ -48,7 +53,7 @@ async def set_apart(stack: Stack, handle: Handle[Any], error: str) -> None:
     assert [tuple(row) for row in incidents] == [(handle.run_id, "poison", error)]
     pending = await stack.rows(t.pending_reply.select())
     assert [row.run_id for row in pending] == [handle.run_id]
-    assert (await handle.describe()).status == "running"
+    assert await stack.statuses([handle]) == {handle.id: "running"}
 
 
 @pytest.mark.feature("K-05")
@@ -58,9 +63,8 @@ async def test_a_saga_whose_input_mapping_raises_is_set_apart_in_the_same_commit
     node, participant, handles = await one_batch(stack, strict(), {"x3: s1": [empty]})
     participant.release(packed=True)
     await stack.ended([handle for handle in handles if handle.id != "x3"])
-    assert [batch.size for batch in node.store.batches][0] == COUNT
+    assert node.store.batches[0].size == COUNT
     await set_apart(stack, handles[3], "PayloadInvalid")
-    assert (await stack.statuses([handles[3]])) == {"x3": "running"}
 
 
 @pytest.mark.feature("K-05")
@@ -68,11 +72,15 @@ async def test_a_saga_that_cannot_be_decided_is_set_apart_and_goes_on_when_it_is
     """P9, P29: its state is of a newer release; the reply waits beside it and is applied once it can be read."""
     _, participant, handles = await one_batch(stack, TWO, {})
     [(state,)] = await stack.rows(
-        t.instance.select().with_only_columns(t.instance.c.state).where(t.instance.c.run_id == handles[5].run_id)
+        t.instance.select()
+        .with_only_columns(t.instance.c.state)
+        .where(t.instance.c.run_id == handles[5].run_id)
     )
     await write(stack, handles[5], '{"f":99}')
     participant.release(packed=True)
-    assert set((await stack.ended([handle for handle in handles if handle.id != "x5"])).values()) == {"completed"}
+    assert set((await stack.ended([handle for handle in handles if handle.id != "x5"])).values()) == {
+        "completed"
+    }
     await set_apart(stack, handles[5], "ValueError")
 
     await write(stack, handles[5], state)
@@ -86,9 +94,11 @@ async def test_a_saga_that_cannot_be_decided_is_set_apart_and_goes_on_when_it_is
 async def write(stack: Stack, handle: Handle[Any], state: str) -> None:
     table = t.instance
     await stack.run(
-        lambda connection: connection.execute(
-            table.update().where(table.c.run_id == handle.run_id).values(state=state)
-        ).rowcount
+        lambda connection: (
+            connection.execute(
+                table.update().where(table.c.run_id == handle.run_id).values(state=state)
+            ).rowcount
+        )
     )
 
 
@@ -136,9 +146,54 @@ def allow(connection: Connection) -> None:
 async def test_a_nul_byte_in_what_a_participant_says_stops_nobody(stack: Stack) -> None:
     """P9, PG-9: PostgreSQL takes no NUL in text: the refusal's code is data of its own saga only."""
     nul = "no\0way"
-    _, participant, handles = await one_batch(stack, TWO, {"x1: s2": [refuse(nul)], "x1: undo s1": [refuse(nul), Act()]})
+    _, participant, handles = await one_batch(
+        stack, TWO, {"x1: s2": [refuse(nul)], "x1: undo s1": [refuse(nul), Act()]}
+    )
     participant.release(packed=True)
     states = await stack.ended([handle for handle in handles if handle.id != "x1"])
     assert set(states.values()) == {"completed"}
     assert await stack.ended([handles[1]], step=20) == {"x1": "compensated"}
     assert participant.effects("x1") == ["s1", "undo s1"]
+
+
+@pytest.mark.feature("K-05")
+@pytest.mark.parametrize("forged", ["step", "attempt"])
+async def test_a_reply_that_no_database_can_keep_is_parked_and_hurts_no_saga(
+    stack: Stack, forged: str
+) -> None:
+    """P9, P14: as a stale reply its row would be refused, and a healthy saga set apart in its place."""
+    node, participant, handles = await one_batch(stack, TWO, {})
+    command = participant.commands[0]
+    wrong = (
+        dataclasses.replace(command, step="a\0b")
+        if forged == "step"
+        else dataclasses.replace(command, attempt=2**40)
+    )
+    good = participant.reply(participant.commands[1], "done", {"output": {"reference": "r"}, "undo": None})
+    body, kind = pack([participant.reply(wrong, "failed", {"error": "E"}), good])
+    participant.broker.publish([OutMessage(command.replyto, body, kind)])
+
+    async def parked() -> int:
+        return await stack.count(t.parked)
+
+    await stack.until(parked)
+    participant.release()
+    states = await stack.ended(handles)
+    assert set(states.values()) == {"completed"}
+    [row] = await stack.rows(t.parked.select())
+    assert row.reason == "undecodable"
+    assert await stack.count(t.incident) == 0
+    assert node.alive
+
+
+@pytest.mark.feature("K-05")
+async def test_all_that_came_for_a_saga_that_is_set_apart_is_kept_beside_it(stack: Stack) -> None:
+    """P9, P29: of two replies in one batch the first could be applied: with the second it is set apart, not lost."""
+    held = Act(held=True, data={"output": {"reference": ""}, "undo": None})
+    node, participant, handles = await one_batch(stack, strict(), {"x0: s1": [held]})
+    participant.held += participant.held[:1]
+    participant.release(packed=True)
+    await stack.ended(handles[1:])
+    pending = await stack.rows(t.pending_reply.select())
+    assert [row.run_id for row in pending] == [handles[0].run_id] * 2
+    assert [batch.commits for batch in node.store.batches] == [1] * len(node.store.batches)

@@ -23,7 +23,9 @@ DOWN = 100
 
 @pytest.mark.feature("F-07", acceptance=True)
 @pytest.mark.usefixtures("real_broker")
-async def test_every_saga_ends_when_messages_are_lost_doubled_and_shuffled(stack: Stack, faults: Faults) -> None:
+async def test_every_saga_ends_when_messages_are_lost_doubled_and_shuffled(
+    stack: Stack, faults: Faults
+) -> None:
     """F-07, P2, P4, I2, I3: 30 % of confirmed messages vanish, the rest comes twice and in any order."""
     faults.declare("lose", "twice", "shuffle")
     weather = [Weather(lose=0.3, twice=True, shuffle=True, seed=seed) for seed in (1, 2)]
@@ -57,7 +59,11 @@ async def test_a_reply_to_step_1_in_step_3_changes_no_byte(stack: Stack, faults:
     await participant.wait_held(1)
     first = participant.commands[0]
     before = [await stack.rows(table.select()) for table in (t.instance, t.history, t.value, t.outbox)]
-    answers = [("done", {"output": {"reference": "other"}, "undo": None}), ("refused", {"code": "no"}), ("failed", {"error": "E"})]
+    answers = [
+        ("done", {"output": {"reference": "other"}, "undo": None}),
+        ("refused", {"code": "no"}),
+        ("failed", {"error": "E"}),
+    ]
     for number, (outcome, data) in enumerate(answers, 1):
         body = participant.reply(first, outcome, data)
         participant.broker.publish([OutMessage(first.replyto, *pack([body]))])
@@ -74,8 +80,10 @@ async def test_a_reply_to_step_1_in_step_3_changes_no_byte(stack: Stack, faults:
 
 
 @pytest.mark.feature("F-07")
-async def test_success_counts_from_any_attempt_and_failure_from_the_outstanding_one_only(stack: Stack) -> None:
-    """P6: attempt 1 is answered as failed, attempt 2 runs; another failure of attempt 1 is stale, its success counts."""
+async def test_success_counts_from_any_attempt_and_failure_from_the_outstanding_one_only(
+    stack: Stack,
+) -> None:
+    """P6: while attempt 2 runs, another failure of attempt 1 is stale, and a success of it counts."""
     participant = await stack.participant({"s1": [fail(), HELD]})
     node = await stack.node(ONE)
     handle = await node.client.start(ONE, Order(), id="x")
@@ -84,14 +92,18 @@ async def test_success_counts_from_any_attempt_and_failure_from_the_outstanding_
     assert second.attempt == 2
     failed = participant.reply(second, "failed", {"error": "Oops", "retryable": True}, attempt=1)
     done = participant.reply(second, "done", {"output": {"reference": "r"}, "undo": None}, attempt=1)
-    participant.broker.publish([OutMessage(second.replyto, *pack([failed])), OutMessage(second.replyto, *pack([done]))])
+    participant.broker.publish(
+        [OutMessage(second.replyto, *pack([failed])), OutMessage(second.replyto, *pack([done]))]
+    )
     assert await stack.ended([handle]) == {"x": "completed"}
     [stale] = await stack.rows(t.stale_reply.select())
     assert (stale.outcome, stale.attempt) == ("failed", 1)
 
 
 @pytest.mark.feature("F-07", acceptance=True, scale=DOWN / 1000)
-async def test_a_participant_that_is_down_is_probed_with_its_oldest_command_only(stack: Stack, faults: Faults) -> None:
+async def test_a_participant_that_is_down_is_probed_with_its_oldest_command_only(
+    stack: Stack, faults: Faults
+) -> None:
     """F-07, P4: ten minutes without an answer cost at most a tenth more messages, all of them for one saga."""
     faults.declare("command unanswered")
     node = await stack.node(ONE)
@@ -156,14 +168,18 @@ async def test_the_same_command_is_sent_again_after_the_redrive_interval_doublin
         await participant.wait_commands(count)
     assert await stack.ended([handle]) == {"x": "completed"}
     first, *again = participant.commands
-    assert all((each.commandid, each.attempt, each.data) == (first.commandid, 1, first.data) for each in again)
+    assert all(
+        (each.commandid, each.attempt, each.data) == (first.commandid, 1, first.data) for each in again
+    )
     assert [each.resend for each in participant.commands] == [False, True, True, True]
     assert len({each.id for each in participant.commands}) == 4
 
 
 @pytest.mark.feature("G-06")
 @pytest.mark.parametrize("durable", [False, True])
-async def test_on_a_broker_that_forgets_every_outstanding_command_is_due_at_the_restart(stack: Stack, durable: bool) -> None:
+async def test_on_a_broker_that_forgets_every_outstanding_command_is_due_at_the_restart(
+    stack: Stack, durable: bool
+) -> None:
     """`durable=False`: the messages are gone with the process; no timer has to pass, no budget applies (P4)."""
     stack.capabilities = DURABLE if durable else MEMORY
     node = await stack.node(ONE, redrive=timedelta(hours=1))

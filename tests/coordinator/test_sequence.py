@@ -11,7 +11,7 @@ from saga.definition.builder import Saga
 from saga.definition.refs import make
 from saga.messages import Command
 from saga.storage.sqlalchemy import tables as t
-from tests.coordinator.harness import COMMAND_LOST, DONE, Order, Receipt, Stack, calls, fail
+from tests.coordinator.harness import COMMAND_LOST, DONE, PATIENCE, Order, Receipt, Stack, calls, fail
 from tests.coordinator.sagas import QUICK, sequence, work
 
 STEPS = 300
@@ -23,7 +23,7 @@ async def test_step_300_costs_what_step_3_costs(stack: Stack, request: pytest.Fi
     participant = await stack.participant()
     node = await stack.node(sequence(STEPS))
     handle = await node.client.start(sequence(STEPS), Order(), id="long")
-    await handle.result()
+    await handle.result(timeout=PATIENCE)
 
     assert participant.effects("long") == [f"s{number}" for number in range(1, STEPS + 1)]
     batches = [batch for batch in node.store.batches if batch.changes.moved]
@@ -65,7 +65,9 @@ def of(commands: list[Command], step: str, direction: str = "forward") -> list[C
 
 
 @pytest.mark.feature("A-02", acceptance=True)
-async def test_an_input_is_serialised_once_and_every_resend_retry_and_undo_carries_its_bytes(stack: Stack) -> None:
+async def test_an_input_is_serialised_once_and_every_resend_retry_and_undo_carries_its_bytes(
+    stack: Stack,
+) -> None:
     """A-02, P32, P4: the model draws a token; resend, retry and undo carry the one drawn at the first sending.
 
     The other halves of the row, wrong references and loop passes, are checks of the definition and of later issues.

@@ -17,7 +17,17 @@ from saga.errors import SagaCompensated
 from saga.messages import decode_replies
 from saga.retry import RetryPolicy
 from saga.storage.sqlalchemy import tables as t
-from tests.coordinator.harness import COMMAND_LOST, HELD, Node, Order, Receipt, Scripted, Stack, fail
+from tests.coordinator.harness import (
+    COMMAND_LOST,
+    HELD,
+    PATIENCE,
+    Node,
+    Order,
+    Receipt,
+    Scripted,
+    Stack,
+    fail,
+)
 from tests.coordinator.sagas import MS, sequence
 
 BUDGET = RetryPolicy(initial=MS, maximum=MS, attempts=2, schedule_to_close=timedelta(seconds=60))
@@ -67,7 +77,7 @@ async def test_schedule_to_close_alone_means_in_doubt(stack: Stack) -> None:
     assert (await handle.describe()).status == "running"
     await stack.ended([handle], step=10)
     with pytest.raises(SagaCompensated) as caught:
-        await handle.result()
+        await handle.result(timeout=PATIENCE)
     assert (caught.value.reason, caught.value.step) == ("schedule_to_close", "s2")
     undos = [each.step for each in participant.commands if each.direction == "compensate" and not each.resend]
     assert undos == ["s2", "s1"]
@@ -104,7 +114,9 @@ async def at_the_deadline(stack: Stack, act: Any) -> tuple[Node, Scripted, Any, 
 @pytest.mark.feature("D-05", acceptance=True)
 @pytest.mark.parametrize("first", ["deadline", "reply"])
 @pytest.mark.parametrize("answer", ["done", "timeout"])
-async def test_deadline_and_reply_in_the_same_instant_have_one_winner(stack: Stack, first: str, answer: str) -> None:
+async def test_deadline_and_reply_in_the_same_instant_have_one_winner(
+    stack: Stack, first: str, answer: str
+) -> None:
     """D-05, T3, P5, P6: the first in the batch wins, the other changes nothing; `timeout` is start_to_close's answer.
 
     The batch of one coordinator and the race of two end alike: with exactly one decision.

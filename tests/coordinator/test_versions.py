@@ -48,14 +48,18 @@ async def test_open_v1_instances_end_by_v1_rules_while_v2_is_rolled_out(stack: S
     assert len(states) == 34
     for saga_id in states:
         assert participant.effects(saga_id) == (OLD_WAY if saga_id.startswith("old") else NEW_WAY), saga_id
-    versions = await stack.rows(t.instance.select().with_only_columns(t.instance.c.saga_id, t.instance.c.saga_version))
+    versions = await stack.rows(
+        t.instance.select().with_only_columns(t.instance.c.saga_id, t.instance.c.saga_version)
+    )
     assert {version for saga_id, version in versions if saga_id.startswith("old")} == {1}
     assert not participant.doubled()
 
 
 @pytest.mark.feature("A-13")
 @pytest.mark.parametrize("lacking", ["the new version", "the old version"])
-async def test_a_reply_for_a_version_that_a_process_lacks_waits_beside_the_saga(stack: Stack, lacking: str) -> None:
+async def test_a_reply_for_a_version_that_a_process_lacks_waits_beside_the_saga(
+    stack: Stack, lacking: str
+) -> None:
     """P29: stored in the batch's commit, acked, never parked or requeued; applied by the next one that has it."""
     mine, other = (V1, V2) if lacking == "the new version" else (V2, V1)
     participant = await stack.participant()
@@ -63,7 +67,6 @@ async def test_a_reply_for_a_version_that_a_process_lacks_waits_beside_the_saga(
     starter = await stack.node(mine, other, coordinator=False)
     handle = await starter.client.start(other, Order(), id="x")
     await participant.wait_commands(1)
-
 
     async def stored() -> int:
         return await stack.count(t.pending_reply)
@@ -77,5 +80,7 @@ async def test_a_reply_for_a_version_that_a_process_lacks_waits_beside_the_saga(
     await stack.node(mine, other)
     assert await stack.ended([handle], step=3) == {"x": "completed"}
     assert participant.effects("x") == (NEW_WAY if other is V2 else OLD_WAY)
-    await stack.empty(t.pending_reply, step=3)  # a copy of a resend may have come to the process that lacks it
+    await stack.empty(
+        t.pending_reply, step=3
+    )  # a copy of a resend may have come to the process that lacks it
     assert await stack.count(t.incident) == 0

@@ -8,7 +8,7 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -17,11 +17,10 @@ from sqlalchemy import insert, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from saga.app import App
-from saga.clock import SystemClock, SystemIds, TaskSpawner
-from saga.storage.sqlalchemy import schema
-from saga.storage.sqlalchemy.database import Database
+from saga.clock import SystemClock, TaskSpawner
 from tests.crash import stage
 from tests.crash.books import ACCOUNTS, TABLES, Books, accounts, metadata
+from tests.outbox.upgraded import upgraded
 from tests.plugins.features import Faults
 
 ROOT: Final = Path(__file__).parents[2]
@@ -64,13 +63,15 @@ class Services:
 
 
 @pytest.fixture
-async def engine(postgres_url: str) -> AsyncIterator[AsyncEngine]:
-    """The bank's tables and ours."""
-    spawner = TaskSpawner()
-    database = Database(postgres_url, clock=SystemClock(), ids=SystemIds(), spawner=spawner)
-    await database.run(schema.upgrade)
-    await database.dispose()
-    engine = create_async_engine(postgres_url)
+def url(request: pytest.FixtureRequest) -> Iterator[str]:
+    with upgraded("postgres-rabbitmq", request) as url:
+        yield url
+
+
+@pytest.fixture
+async def engine(url: str) -> AsyncIterator[AsyncEngine]:
+    """The bank's tables beside ours."""
+    engine = create_async_engine(url)
     async with engine.begin() as connection:
         await connection.run_sync(metadata.create_all)
         rows = [{"id": id, "balance": balance} for id, balance in ACCOUNTS.items()]
@@ -91,16 +92,14 @@ async def books(engine: AsyncEngine) -> Books:
 
 @pytest.mark.stack("postgres-rabbitmq")
 async def test_services_that_are_killed_and_started_again_end_every_saga(
-    engine: AsyncEngine, postgres_url: str, rabbitmq_url: str, tmp_path: Path, faults: Faults
+    engine: AsyncEngine, url: str, rabbitmq_url: str, tmp_path: Path, faults: Faults
 ) -> None:
     """I1 to I4, I6, I10; K1: the decision to undo is committed and nothing of it is sent."""
     namespace = f"crash-{secrets.token_hex(4)}"
-    variables = {"DATABASE": postgres_url, "BROKER": rabbitmq_url, "NAMESPACE": namespace}
+    variables = {"DATABASE": url, "BROKER": rabbitmq_url, "NAMESPACE": namespace}
     spawner = TaskSpawner()
     services = Services({f"STAGE_{name}": value for name, value in variables.items()}, tmp_path)
-    app = App(
-        postgres_url, broker=rabbitmq_url, namespace=namespace, redrive=stage.REDRIVE, sagas=[stage.payment]
-    )
+    app = App(url, broker=rabbitmq_url, namespace=namespace, redrive=stage.REDRIVE, sagas=[stage.payment])
     expected: dict[str, str] = {}
     playing: list[asyncio.Task[None]] = []
     try:
@@ -109,7 +108,7 @@ async def test_services_that_are_killed_and_started_again_end_every_saga(
         async with app.as_client() as client:
             for turn, point in enumerate(DEATHS):
                 expected |= {f"{point} {order}": end for order, end in ENDS.items()}
-                orders = stage.every_order(client, postgres_url, f"{point} ")
+                orders = stage.every_order(client, url, f"{point} ")
                 playing.append(spawner.spawn(orders, name=f"orders-{point}"))
                 for role in ("coordinator",) if turn else ("coordinator", "participant"):
                     assert await services.death(role) == -signal.SIGKILL, (role, point)

@@ -194,7 +194,11 @@ def test_a_late_wake_up_sends_nothing_after_the_budget_and_waits_for_the_latest_
     run.now_ms = 950_000
 
     assert run.feed(TimerFired(at_ms=run.now_ms)) == ()
-    assert run.due_ms == 1_200_000
+    assert run.stands(Status.RUNNING)
+    run.now_ms = 1_200_000
+    run.feed(TimerFired(at_ms=run.now_ms))
+
+    assert run.stands(Status.COMPENSATING)
 
 
 def test_what_is_cancelled_is_not_sent_again() -> None:

@@ -29,7 +29,8 @@ from saga.clock import SystemClock, SystemIds, TaskSpawner
 CONCURRENT: Final = 32
 LOSE_REPLY: Final = 0.01
 REPEAT: Final = 0.05
-REDRIVE: Final = timedelta(seconds=1)
+REDRIVE: Final = timedelta(seconds=5)
+"""More than a reply takes on a slow machine under this load, or the budget for resends goes where nothing was lost."""
 RESULT: Final = timedelta(seconds=60)
 
 _environment: Final = os.environ

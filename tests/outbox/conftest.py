@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from saga.clock import SystemClock, SystemIds, TaskSpawner
-from saga.storage.sqlalchemy import schema
 from saga.storage.sqlalchemy.database import Database
 from tests.outbox.harness import Outbox
+from tests.outbox.upgraded import upgraded
 
 
 @pytest.fixture(params=["sqlite", "postgres-rabbitmq"])
@@ -18,11 +18,16 @@ def stack(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def outbox(stack: str, request: pytest.FixtureRequest) -> AsyncIterator[Outbox]:
-    url = str(request.getfixturevalue("sqlite_url" if stack == "sqlite" else "postgres_url"))
+def url(stack: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of a database with our tables."""
+    with upgraded(stack, request) as url:
+        yield url
+
+
+@pytest.fixture
+async def outbox(url: str) -> AsyncIterator[Outbox]:
     spawner = TaskSpawner()
     database = Database(url, clock=SystemClock(), ids=SystemIds(), spawner=spawner, pool_size=12)
-    await database.run(schema.upgrade)
     yield Outbox(database, spawner)
     await spawner.close()
     await database.dispose()

@@ -153,12 +153,12 @@ async def test_above_the_bound_rows_are_left_to_the_sweep(
 
 @pytest.mark.parametrize("stack", ["sqlite"])
 async def test_a_broker_whose_confirms_never_come_does_not_stop_the_coordinator(
-    outbox: Outbox, sqlite_url: str, faults: Faults
+    outbox: Outbox, url: str, faults: Faults
 ) -> None:
     """P33: receiving never waits for publishing; every row stays until it is confirmed."""
     faults.declare("confirm lost")
     broker = LosingConfirms()
-    async with App(sqlite_url, broker=broker, sagas=[purchase], participants=[shop]) as app:
+    async with App(url, broker=broker, sagas=[purchase], participants=[shop]) as app:
         handles = [await app.client.start(purchase, Order(item=str(n)), id=str(n)) for n in range(20)]
         results = await asyncio.gather(*(handle.result() for handle in handles))
         assert [result.number for result in results] == [f"c-{n}" for n in range(20)]

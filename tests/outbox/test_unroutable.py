@@ -18,11 +18,9 @@ from saga import Handle, Participant, Saga
 from saga.app import App
 from saga.brokers.base import Channel, PublishOutcome
 from saga.brokers.rabbitmq import RabbitMQBroker, RabbitMQOptions
-from saga.clock import SystemClock, SystemIds, TaskSpawner
+from saga.clock import SystemClock, TaskSpawner
 from saga.messages import commands_channel, parking_channel
-from saga.storage.sqlalchemy import schema
 from saga.storage.sqlalchemy import tables as t
-from saga.storage.sqlalchemy.database import Database
 from tests.client.shop import Order, purchase
 from tests.client.shop import shop as other_shop
 from tests.outbox.harness import ManualClock, Outbox, ScriptedBroker
@@ -87,11 +85,8 @@ class Street:
 
 
 @pytest.fixture
-async def street(postgres_url: str, rabbitmq_url: str, proxy: ProxyFactory) -> AsyncIterator[Street]:
+async def street(url: str, rabbitmq_url: str, proxy: ProxyFactory) -> AsyncIterator[Street]:
     spawner = TaskSpawner()
-    database = Database(postgres_url, clock=SystemClock(), ids=SystemIds(), spawner=spawner)
-    await database.run(schema.upgrade)
-    await database.dispose()
     link = await proxy(rabbitmq_url)
     broker = RabbitMQBroker(
         link.url, spawner=spawner, options=RabbitMQOptions(publish_seconds_max=1.5, backoff_seconds_max=0.5)
@@ -99,7 +94,7 @@ async def street(postgres_url: str, rabbitmq_url: str, proxy: ProxyFactory) -> A
     participants, sagas = zip(*map(shop, SHOPS), strict=True)
     namespace = f"street-{secrets.token_hex(4)}"
     app = App(
-        postgres_url,
+        url,
         broker=broker,
         namespace=namespace,
         sagas=sagas,
@@ -107,14 +102,14 @@ async def street(postgres_url: str, rabbitmq_url: str, proxy: ProxyFactory) -> A
         redrive=timedelta(seconds=2),
     )
     async with app:
-        yield Street(app, link, postgres_url, namespace, dict(zip(SHOPS, sagas, strict=True)))
+        yield Street(app, link, url, namespace, dict(zip(SHOPS, sagas, strict=True)))
     await spawner.close()
 
 
 OPEN = "SELECT 1 FROM saga_incident WHERE kind = 'unroutable' AND resolved_at IS NULL"
 
 
-@pytest.mark.stack("postgres-rabbitmq")
+@pytest.mark.parametrize("stack", ["postgres-rabbitmq"])
 @pytest.mark.feature("F-05", acceptance=True)
 async def test_no_row_is_lost_to_a_queue_that_is_gone_a_link_that_is_cut_or_a_confirm_that_never_comes(
     street: Street, rabbitmq_url: str, faults: Faults

@@ -70,7 +70,7 @@ class MemoryBroker:
         capabilities: Capabilities = MEMORY,
         publish_seconds_max: float = 10.0,
     ) -> None:
-        self.queues = queues or MemoryQueues(capacity=capacity)
+        self.queues: MemoryQueues = queues or MemoryQueues(capacity=capacity)
         self.faults = faults
         self.fired: Counter[str] = Counter()
         """How often each fault struck; a test asserts that its faults did."""

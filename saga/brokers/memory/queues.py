@@ -29,10 +29,10 @@ class Stored:
     __slots__ = ("body", "content_type", "headers", "returns")
 
     def __init__(self, body: bytes, content_type: str, headers: Mapping[str, str]) -> None:
-        self.body = body
-        self.content_type = content_type
-        self.headers = headers
-        self.returns = 0
+        self.body: bytes = body
+        self.content_type: str = content_type
+        self.headers: Mapping[str, str] = headers
+        self.returns: int = 0
 
 
 class Queue:
@@ -43,9 +43,9 @@ class Queue:
         self.parking: str | None = None
         self.declared = False
         self.ready: deque[Stored] = deque()
-        self.held = 0
+        self.held: int = 0
         self.subscribers: deque[Subscriber] = deque()
-        self.room = asyncio.Event()
+        self.room: asyncio.Event = asyncio.Event()
 
     def put(self, stored: Stored, place: int | None = None) -> None:
         if place is None:

@@ -10,8 +10,8 @@ from saga.errors import MissingExtra
 
 try:
     import aiormq as _driver
-except ModuleNotFoundError as error:
-    raise MissingExtra("RabbitMQ needs the package aio-pika; install saga[rabbitmq]") from error
+except ModuleNotFoundError as _error:
+    raise MissingExtra("RabbitMQ needs the package aio-pika; install saga[rabbitmq]") from _error
 
 from saga.brokers.rabbitmq.broker import ConnectionState, RabbitMQBroker
 from saga.brokers.rabbitmq.options import RabbitMQOptions

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from saga.brokers.base import (
     Capabilities,
@@ -27,7 +28,7 @@ from saga.brokers.rabbitmq.publisher import TICK_SECONDS, Publisher
 from saga.clock import Clock, Ids, Spawner, SystemClock, SystemIds, TaskSpawner
 from saga.errors import BrokerUnavailable, ConfigurationError
 
-log = logging.getLogger("saga.rabbitmq")
+log: Final[logging.Logger] = logging.getLogger("saga.rabbitmq")
 
 _START_SECONDS_MAX = 9.0
 _ANSWER_SECONDS_MAX = 4.0

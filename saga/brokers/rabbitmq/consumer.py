@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from pamqp import commands as spec
 from pamqp.header import ContentHeader
@@ -24,7 +24,7 @@ from saga.brokers.rabbitmq.options import RabbitMQOptions
 from saga.clock import Clock, Ids, Spawner
 from saga.errors import BrokerUnavailable, SagaError
 
-log = logging.getLogger("saga.rabbitmq")
+log: Final[logging.Logger] = logging.getLogger("saga.rabbitmq")
 
 _SUBSCRIBE_SECONDS_MAX = 9.0
 _GOODBYE_SECONDS_MAX = 4.0
@@ -65,7 +65,7 @@ class RabbitMQConsumer(ChannelEvents):
         self._stopping = False
         self._stopped = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self.subscriptions = 0
+        self.subscriptions: int = 0
         """How often it has subscribed: 1 in a quiet life."""
 
     # --- subscribing

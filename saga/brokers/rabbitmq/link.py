@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 import aiormq
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
@@ -21,7 +21,7 @@ from saga.brokers.rabbitmq.channel import AmqpChannel, ChannelEvents, ChannelLos
 from saga.brokers.rabbitmq.options import RabbitMQOptions
 from saga.clock import Clock, Ids, Spawner
 
-log = logging.getLogger("saga.rabbitmq")
+log: Final[logging.Logger] = logging.getLogger("saga.rabbitmq")
 
 _CONNECT_SECONDS_MAX = 4.0
 _CLOSE_SECONDS_MAX = 3.0
@@ -54,7 +54,7 @@ class Link:
         self, connection: aiormq.Connection, writer: asyncio.StreamWriter, *, name: str, spawner: Spawner
     ) -> None:
         self.name = name
-        self.lost = asyncio.Event()
+        self.lost: asyncio.Event = asyncio.Event()
         self.frame_bytes_max: int = connection.connection_tune.frame_max or 131072
         self._connection = connection
         self._writer = writer
@@ -217,9 +217,9 @@ class Keeper:
         set_up: Callable[[Link], Awaitable[None]],
     ) -> None:
         self.name = name
-        self.up = asyncio.Event()
-        self.connects = 0
-        self.last_error = ""
+        self.up: asyncio.Event = asyncio.Event()
+        self.connects: int = 0
+        self.last_error: str = ""
         self._link: Link | None = None
         self._url = url
         self._options = options

@@ -26,7 +26,7 @@ from saga.failpoints import failpoint
 from saga.storage.sqlalchemy.failures import REFUSED_STATES, Failure, classify, describe, sqlstate
 
 T = TypeVar("T")
-log = logging.getLogger("saga.storage")
+log: Final[logging.Logger] = logging.getLogger("saga.storage")
 
 STATEMENT_SECONDS: Final = 5.0
 LOCK_SECONDS: Final = 3.0
@@ -80,16 +80,16 @@ class Database:
         idle_in_transaction_seconds: float | None = 60.0,
         schema: str | None = None,
     ) -> None:
-        self.url = async_url(url)
-        self.dialect = self.url.get_backend_name()
+        self.url: URL = async_url(url)
+        self.dialect: str = self.url.get_backend_name()
         self.schema = schema
         self.clock = clock
         self.ids = ids
         self.spawner = spawner
         # P36: writers of one process queue here, first come first served, not on SQLite's busy timeout
-        self.writer = asyncio.Lock() if self.dialect == "sqlite" else None
+        self.writer: asyncio.Lock | None = asyncio.Lock() if self.dialect == "sqlite" else None
         self._turn = asyncio.Lock() if self.dialect == "sqlite" else None
-        self.engine = (
+        self.engine: AsyncEngine = (
             self._sqlite_engine(pool_size)
             if self.writer
             else self._postgresql_engine(pool_size, idle_in_transaction_seconds)

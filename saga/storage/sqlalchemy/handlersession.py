@@ -80,7 +80,7 @@ class _HandlerConnection(AsyncConnection):
 class HandlerSession(AsyncSession):
     """An AsyncSession whose end belongs to the library. Loaded objects stay usable after it."""
 
-    sync_session_class = _ManagedSession
+    sync_session_class: type[Session] = _ManagedSession
 
     def __init__(self, engine: AsyncEngine, *, clock: Clock | None = None) -> None:
         """With `clock`, `began` tells when the first statement was made."""

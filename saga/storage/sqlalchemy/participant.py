@@ -36,7 +36,7 @@ from saga.storage.sqlalchemy.writer import HOLDING_SECONDS_MAX, handler_writes_t
 
 T = TypeVar("T")
 END_SECONDS: Final = 5.0
-log = logging.getLogger("saga.participant")
+log: Final[logging.Logger] = logging.getLogger("saga.participant")
 
 
 class SqlParticipantStore:

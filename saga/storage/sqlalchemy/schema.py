@@ -40,7 +40,7 @@ from saga.failpoints import failpoint
 from saga.storage.sqlalchemy.database import Database
 from saga.storage.sqlalchemy.tables import metadata
 
-log = logging.getLogger("saga.storage")
+log: Final[logging.Logger] = logging.getLogger("saga.storage")
 
 VERSION_TABLE: Final = "saga_alembic_version"
 DIALECTS: Final = ("postgresql", "sqlite")

@@ -6,6 +6,8 @@ Payload columns are bytes of JSON and are written once; what moves is the small 
 
 from __future__ import annotations
 
+from typing import Final
+
 from sqlalchemy import (
     CheckConstraint,
     Column,
@@ -24,7 +26,7 @@ from sqlalchemy import (
 
 from saga.storage.sqlalchemy.types import IDENTITY, instant
 
-metadata = MetaData(
+metadata: Final[MetaData] = MetaData(
     naming_convention={
         "pk": "pk_%(table_name)s",
         "uq": "uq_%(table_name)s_%(column_0_N_name)s",
@@ -35,7 +37,7 @@ metadata = MetaData(
 
 # --- coordinator ------------------------------------------------------------------------------
 
-definition = Table(
+definition: Final[Table] = Table(
     "saga_definition",
     metadata,
     Column("namespace", Text, nullable=False),
@@ -47,7 +49,7 @@ definition = Table(
     PrimaryKeyConstraint("namespace", "name", "version"),
 )
 
-instance = Table(
+instance: Final[Table] = Table(
     "saga_instance",
     metadata,
     Column("namespace", Text, nullable=False),
@@ -78,7 +80,7 @@ Index(
     sqlite_where=text("wakeup_at IS NOT NULL"),
 )
 
-history = Table(
+history: Final[Table] = Table(
     "saga_history",
     metadata,
     Column("namespace", Text, nullable=False),
@@ -93,7 +95,7 @@ history = Table(
     PrimaryKeyConstraint("namespace", "run_id", "version"),
 )
 
-value = Table(
+value: Final[Table] = Table(
     "saga_value",
     metadata,
     Column("namespace", Text, nullable=False),
@@ -106,7 +108,7 @@ value = Table(
     PrimaryKeyConstraint("namespace", "run_id", "step", "iteration", "round", "kind"),
 )
 
-pending_reply = Table(
+pending_reply: Final[Table] = Table(
     # P29: replies that came to a process without the instance's version, until one that has it takes them.
     "saga_pending_reply",
     metadata,
@@ -126,7 +128,7 @@ Index(
     pending_reply.c.saga_version,
 )
 
-stale_reply = Table(
+stale_reply: Final[Table] = Table(
     "saga_stale_reply",
     metadata,
     Column("id", IDENTITY, primary_key=True, autoincrement=True),
@@ -142,7 +144,7 @@ stale_reply = Table(
 )
 Index("ix_saga_stale_reply_run", stale_reply.c.namespace, stale_reply.c.run_id)
 
-incident = Table(
+incident: Final[Table] = Table(
     "saga_incident",
     metadata,
     Column("namespace", Text, nullable=False),
@@ -159,7 +161,7 @@ incident = Table(
     PrimaryKeyConstraint("namespace", "run_id", "kind", "step"),
 )
 
-audit = Table(
+audit: Final[Table] = Table(
     "saga_audit",
     metadata,
     Column("id", IDENTITY, primary_key=True, autoincrement=True),
@@ -178,7 +180,7 @@ audit = Table(
 
 # --- outbox -----------------------------------------------------------------------------------
 
-outbox = Table(
+outbox: Final[Table] = Table(
     # Insert and delete only; no update on the hot path, no status column (pitfalls 6.1).
     "saga_outbox",
     metadata,
@@ -194,7 +196,7 @@ outbox = Table(
 )
 Index("ix_saga_outbox_part", outbox.c.namespace, outbox.c.part, outbox.c.id)
 
-outbox_delayed = Table(
+outbox_delayed: Final[Table] = Table(
     # Rows that are not due yet wait here and move to the outbox, so that its low-water hint need not wait for them.
     "saga_outbox_delayed",
     metadata,
@@ -208,7 +210,7 @@ outbox_delayed = Table(
 )
 Index("ix_saga_outbox_delayed_due", outbox_delayed.c.namespace, outbox_delayed.c.due_at)
 
-lease = Table(
+lease: Final[Table] = Table(
     "saga_lease",
     metadata,
     Column("namespace", Text, nullable=False),
@@ -219,7 +221,7 @@ lease = Table(
     PrimaryKeyConstraint("namespace", "name"),
 )
 
-blocked_key = Table(
+blocked_key: Final[Table] = Table(
     # Ordering keys whose oldest row the broker would not take: attempts and next try, fenced by the lease's epoch.
     "saga_outbox_blocked",
     metadata,
@@ -232,7 +234,7 @@ blocked_key = Table(
     PrimaryKeyConstraint("namespace", "ordering_key"),
 )
 
-parked = Table(
+parked: Final[Table] = Table(
     # Messages that could not be handled: raw bytes, headers and the reason, confirmed here before they are acked.
     "saga_parked",
     metadata,
@@ -250,7 +252,7 @@ Index("ix_saga_parked_fingerprint", parked.c.namespace, parked.c.fingerprint)
 
 # --- participant ------------------------------------------------------------------------------
 
-barrier = Table(
+barrier: Final[Table] = Table(
     # One row per decided (run, step, pass, round, direction): the reply's outbox. Written in the transaction of the
     # business write, never updated (row D-10).
     "saga_barrier",
@@ -267,7 +269,7 @@ barrier = Table(
     PrimaryKeyConstraint("namespace", "run_id", "step", "iteration", "round", "direction"),
 )
 
-lone_run = Table(
+lone_run: Final[Table] = Table(
     # P14: how often a command ran alone in its process without an outcome; only commands on their third delivery
     # ever get a row, and an outcome deletes it.
     "saga_lone_run",

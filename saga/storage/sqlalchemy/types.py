@@ -16,8 +16,8 @@ IDENTITY = BigInteger().with_variant(Integer, "sqlite")
 class UtcDateTime(TypeDecorator[datetime]):
     """An instant: aware in, aware UTC out, whatever the database keeps (LITE-4, MDB-8)."""
 
-    impl = DateTime(timezone=True)
-    cache_ok = True
+    impl: TypeEngine[Any] | type[TypeEngine[Any]] = DateTime(timezone=True)
+    cache_ok: bool | None = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
         if value is None:

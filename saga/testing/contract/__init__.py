@@ -29,4 +29,4 @@ from saga.testing.contract.registry import BEHAVIOURS, Behaviour, run
 __all__ = ["BEHAVIOURS", "Behaviour", "ContractBroken", "Harness", "run"]
 
 # Importing these has registered their behaviours.
-_ = (consuming, content, ending, losses, order, publishing, settling, topology)
+_: object = (consuming, content, ending, losses, order, publishing, settling, topology)

@@ -42,7 +42,7 @@ class Harness(ABC):
     """Deliveries after which the broker parks a message by itself, as configured here; 100 or less."""
 
     def __init__(self) -> None:
-        self.spawner = TaskSpawner()
+        self.spawner: TaskSpawner = TaskSpawner()
         self._names = 0
 
     # --- what an adapter provides

@@ -7,7 +7,7 @@ from alembic.operations import Operations
 
 revision = "0001_first_light"
 down_revision = None
-branch_labels = ("saga",)
+branch_labels: tuple[str, ...] = ("saga",)
 depends_on = None
 
 NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # LITE-4: SQLite numbers INTEGER keys only

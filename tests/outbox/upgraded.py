@@ -1,0 +1,51 @@
+"""Databases with our tables in them: one is upgraded per run and stack, every test gets a copy of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from devservices import Postgres
+from saga.clock import SystemClock, SystemIds, TaskSpawner
+from saga.storage.sqlalchemy import schema
+from saga.storage.sqlalchemy.database import Database
+
+
+@contextmanager
+def upgraded(stack: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """Give the address of a database of this test's own."""
+    if stack == "sqlite":
+        yield f"sqlite+aiosqlite:///{_copied_file(request)}"
+        return
+    server: Postgres = request.getfixturevalue("postgres_server")
+    url = server.create_database(template=server.template("saga-upgraded", _upgrade))
+    yield url
+    server.drop_database(url)
+
+
+def _copied_file(request: pytest.FixtureRequest) -> Path:
+    template: Path = request.getfixturevalue("tmp_path_factory").getbasetemp() / "upgraded.db"
+    if not template.exists():
+        _upgrade(f"sqlite+aiosqlite:///{template}")
+    copy: Path = request.getfixturevalue("tmp_path") / "saga.db"
+    shutil.copy(template, copy)
+    return copy
+
+
+def _upgrade(url: str) -> None:
+    with ThreadPoolExecutor(max_workers=1) as thread:  # whether or not a loop runs in this one
+        thread.submit(asyncio.run, _upgrade_async(url)).result()
+
+
+async def _upgrade_async(url: str) -> None:
+    spawner = TaskSpawner()
+    database = Database(url, clock=SystemClock(), ids=SystemIds(), spawner=spawner)
+    await database.run(schema.upgrade)
+    await database.dispose()
+    await spawner.close()
