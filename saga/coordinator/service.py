@@ -243,9 +243,8 @@ class Coordinator:
                 log.warning("%d arrivals wait: %s", len(arrivals), error.code)
                 await self._clock.sleep(pause * (1 + self._ids.fraction()))
                 pause = min(pause * 2, RETRY_SECONDS_MAX)
-            except (
-                Exception
-            ) as error:  # lint: allow broad-except because the instance is set apart with an incident
+            # lint: allow broad-except because the instance is set apart with an incident
+            except Exception as error:
                 if poison is not None:
                     return log.error("run %s stays as it is: %s", arrivals[0].run_id, type(error).__name__)
                 if len({arrival.run_id for arrival in arrivals}) == 1:
