@@ -124,10 +124,12 @@ class Relay:
             return False
         age = 0.0 if self._fresh else max(AGE_SECONDS, self._publisher.confirm_seconds * 2)
         self._fresh = False
+        ours = set(self._publisher.in_flight)
         rows = await self._store.read_outbox(self._leases.keys(), self._low, age, BATCH)
         if rows:
             failpoint("R1")  # read, nothing sent: a crash here changes nothing
-        ours = self._publisher.in_flight
+        # also what was in flight when the read began: its row may have been deleted since, with its confirm
+        ours |= set(self._publisher.in_flight)
         mine = [row for row in rows if row.id not in ours and self._blocked_until(row) <= now]
         waiting = await self._send(mine, now) if mine else []
         if age > 0:  # beside rows as fresh as those of a woken sweep, others are still being committed
