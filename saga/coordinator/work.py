@@ -255,11 +255,16 @@ class BatchWork:
             if run.deferred:
                 run.changes.woken.append((run.loaded.run_id, self._deferred_ms(run)))
             return
-        # Of several commands in one batch only the last may be outstanding; the others were answered or given up.
+        # Of several commands in one batch at most one is outstanding; the others were answered or given up. If it was
+        # sent twice within the batch, the first sending counts: it is the one that makes the step's input (P32).
         waiting = run.state.outstanding
-        for dispatch in run.dispatches[-1:]:
-            if waiting is not None and waiting.command_id == dispatch.command_id:
+        for dispatch in run.dispatches:
+            if waiting is not None and (dispatch.command_id, dispatch.attempt) == (
+                waiting.command_id,
+                waiting.attempt,
+            ):
                 self._dispatch(run, dispatch, values)
+                break
         self.windows |= _windows(run)
         result: bytes | None = None
         if run.finished:

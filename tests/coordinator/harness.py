@@ -708,8 +708,12 @@ class Stack:
     async def pass_time(self, seconds: float) -> None:
         """Let time pass for everybody: local clocks, due times and ages in the database."""
         if self.name != "sqlite":
-            await self.run(lambda connection: _age(connection, seconds))
+            await self.run(partial(_age, seconds=seconds, held=self._held()))
         self.clock.jump(seconds)
+
+    def _held(self) -> list[int]:
+        """Return the outbox rows that a living process publishes itself."""
+        return [row_id for node in self.nodes if node.alive for row_id in node.publisher.in_flight]
 
     async def quiet(self) -> None:
         """Wait until no process is busy with the database, three looks in a row."""
@@ -727,7 +731,7 @@ class Stack:
         if self.name == "sqlite":
             self.clock.offset += seconds
         else:
-            await self.run(lambda connection: _age(connection, seconds))
+            await self.run(partial(_age, seconds=seconds, held=self._held()))
 
     async def until(
         self,
@@ -828,17 +832,25 @@ class Stack:
         return [*works, *map(parking_channel, works)]
 
 
-def _age(connection: Connection, seconds: float) -> None:
-    """Move every stored instant that anything waits for into the past. Rows in id order, as everybody locks them."""
+def _age(connection: Connection, seconds: float, held: Sequence[int]) -> None:
+    """Move every stored instant that anything waits for into the past. Rows in id order, as everybody locks them.
+
+    Not those of outbox rows that are being published: a deletion leaves out what it finds locked (P34).
+    """
     by = {"by": timedelta(seconds=seconds)}
     connection.execute(text("SELECT 1 FROM saga_instance WHERE closed_at IS NULL ORDER BY run_id FOR UPDATE"))
     for statement in (
         "UPDATE saga_instance SET created_at = created_at - CAST(:by AS interval), "
         "wakeup_at = wakeup_at - CAST(:by AS interval) WHERE closed_at IS NULL",
-        "UPDATE saga_outbox SET created_at = created_at - CAST(:by AS interval) "
-        "WHERE id IN (SELECT id FROM saga_outbox ORDER BY id FOR UPDATE SKIP LOCKED)",
         "UPDATE saga_lease SET expires_at = expires_at - CAST(:by AS interval)",
         "UPDATE saga_outbox_blocked SET next_try_at = next_try_at - CAST(:by AS interval)",
         "UPDATE saga_outbox_delayed SET due_at = due_at - CAST(:by AS interval)",
     ):
         connection.execute(text(statement), by)
+    connection.execute(
+        text(
+            "UPDATE saga_outbox SET created_at = created_at - CAST(:by AS interval) WHERE id IN (SELECT id "
+            "FROM saga_outbox WHERE id <> ALL (CAST(:held AS bigint[])) ORDER BY id FOR UPDATE SKIP LOCKED)"
+        ),
+        by | {"held": list(held)},
+    )
