@@ -38,7 +38,7 @@ from saga.messages import (
 )
 from saga.outbox.parking import Parking, parked_row
 from saga.outbox.publisher import DirectPublisher
-from saga.storage.base import Closed, CoordinatorStore, ParkedRow
+from saga.storage.base import Advanced, Closed, CoordinatorStore, ParkedRow
 
 log: Final[logging.Logger] = logging.getLogger("saga.coordinator")
 
@@ -238,7 +238,7 @@ class Coordinator:
         pause = 0.05
         while True:
             try:
-                return await self._commit(arrivals, poison=poison)
+                work, advanced = await self._commit(arrivals, poison)
             except SagaError as error:
                 log.warning("%d arrivals wait: %s", len(arrivals), error.code)
                 await self._clock.sleep(pause * (1 + self._ids.fraction()))
@@ -246,7 +246,8 @@ class Coordinator:
             # lint: allow broad-except because the instance is set apart with an incident
             except Exception as error:
                 if poison is not None:
-                    return log.error("run %s stays as it is: %s", arrivals[0].run_id, type(error).__name__)
+                    log.error("run %s stays as it is: %s", arrivals[0].run_id, type(error).__name__)
+                    return
                 if len({arrival.run_id for arrival in arrivals}) == 1:
                     poison = type(error).__name__
                     log.error("run %s cannot be committed: %s", arrivals[0].run_id, poison)
@@ -254,9 +255,13 @@ class Coordinator:
                 # P9: some instance makes the commit fail; halve until it stands alone
                 half = len(arrivals) // 2
                 await self._advance(arrivals[:half])
-                return await self._advance(arrivals[half:])
+                await self._advance(arrivals[half:])
+                return
+            else:
+                await self._hand_over(arrivals, work, advanced)
+                return
 
-    async def _commit(self, arrivals: Sequence[Arrival], *, poison: str | None = None) -> None:
+    async def _commit(self, arrivals: Sequence[Arrival], poison: str | None) -> tuple[BatchWork, Advanced]:
         work = BatchWork(
             self._namespace,
             self._registry,
@@ -268,11 +273,19 @@ class Coordinator:
         )
         confirmed = self._publisher.take_confirmed()
         try:
-            rows, lost = await self._store.advance(work.run_ids, work, confirmed)
+            advanced = await self._store.advance(work.run_ids, work, confirmed)
         except BaseException:
             self._publisher.untake(confirmed)
             raise
         self._publisher.deleted(confirmed)
+        return work, advanced
+
+    async def _hand_over(self, arrivals: Sequence[Arrival], work: BatchWork, advanced: Advanced) -> None:
+        """Publish, ack and tell, after the commit.
+
+        What fails here is no failed commit: the replies come again and are stale, the relay finds the commands.
+        """
+        rows, lost = advanced
         for window in sorted(work.windows):
             # T2 T3 K1 K2 K3: committed; what follows is in the outbox, the replies are not acked
             failpoint(window)
