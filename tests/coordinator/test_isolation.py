@@ -197,3 +197,26 @@ async def test_all_that_came_for_a_saga_that_is_set_apart_is_kept_beside_it(stac
     pending = await stack.rows(t.pending_reply.select())
     assert [row.run_id for row in pending] == [handles[0].run_id] * 2
     assert [batch.commits for batch in node.store.batches] == [1] * len(node.store.batches)
+
+
+@pytest.mark.feature("K-05")
+async def test_trouble_after_the_commit_sets_nothing_apart(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C8: what is committed stays so; the commands that could not be handed over are in the outbox for the relay."""
+    node, participant, handles = await one_batch(stack, TWO, {})
+    publish = node.publisher.publish
+    failed: list[int] = []
+
+    def fails_once(rows: Any) -> None:
+        if not failed:
+            failed.append(len(rows))
+            raise RuntimeError("after the commit")
+        publish(rows)
+
+    monkeypatch.setattr(node.publisher, "publish", fails_once)
+    participant.release(packed=True)
+    await stack.ended(handles)
+    assert failed == [COUNT]
+    assert await stack.rows(t.incident.select()) == []
+    assert not participant.doubled()
