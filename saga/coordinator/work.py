@@ -74,6 +74,7 @@ class _Run:
     own: dict[ValueKey, bytes] = field(default_factory=dict)
     """Payloads that arrived in this batch."""
     deferred: bool = False
+    broker_forgot: bool = False
     met: set[type[Arrival]] = field(default_factory=set)
     """What came for it in this batch."""
 
@@ -178,6 +179,7 @@ class BatchWork:
             self._note_reply(run, arrival, stale)
         elif isinstance(arrival, TimerArrival):
             run.deferred = state is run.state
+            run.broker_forgot = arrival.broker_forgot
         elif isinstance(arrival, CancelArrival):
             run.changes.audit.append(_audit(arrival, run.state, state))
         if state is run.state:
@@ -216,7 +218,8 @@ class BatchWork:
         match effect:
             case Dispatch():
                 run.dispatches.append(effect)
-                if effect.resend:
+                if effect.resend and not run.broker_forgot:
+                    # what a forgetful broker lost was never sent as far as the destination knows (P4)
                     self._budget.resent(definition.steps[effect.step].queue, self._monotonic)
             case Finish():
                 run.finished = True
