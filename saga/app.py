@@ -42,6 +42,7 @@ from saga.storage.sqlalchemy.database import Database
 from saga.storage.sqlalchemy.outbox import SqlOutboxStore
 from saga.storage.sqlalchemy.parking import SqlParkingStore
 from saga.storage.sqlalchemy.participant import SqlParticipantStore
+from saga.storage.sqlalchemy.recent import RecentInstances
 from saga.storage.sqlalchemy.writer import handler_writes_to
 
 log: Final[logging.Logger] = logging.getLogger("saga.app")
@@ -247,7 +248,7 @@ class _Running:
             await schema.prepare(self.database)
         await self.broker.start()
         if self.database is not None and self._app.registry.served():
-            self._make_coordinator(self.database)
+            self._make_coordinator(self.database, coordinator)
         if participants:
             # before the coordinator, so that its first commands meet consumers
             self.participants = self._make_participants()
@@ -258,11 +259,12 @@ class _Running:
         else:
             self.coordinator = self.relay = None
 
-    def _make_coordinator(self, database: Database) -> None:
+    def _make_coordinator(self, database: Database, coordinates: bool) -> None:
         app = self._app
         ports: dict[str, Any] = {"clock": app._clock, "spawner": self.spawner}
         outbox = SqlOutboxStore(database, app.namespace)
-        store = SqlCoordinatorStore(database, app.namespace)
+        recent = RecentInstances(app._clock)
+        store = SqlCoordinatorStore(database, app.namespace, recent)
         self.publisher = publisher = DirectPublisher(self.broker, outbox, **ports)
         self.relay = Relay(self.broker, outbox, publisher, ids=app._ids, **ports)
         verbs = Verbs(
@@ -276,13 +278,14 @@ class _Running:
         )
         self.client = client = Client(
             app.registry,
-            SqlClientStore(database, app.namespace),
+            SqlClientStore(database, app.namespace, recent if coordinates else None),
             namespace=app.namespace,
             ids=app._ids,
             publish=publisher.publish,
             after_commit=self._wake_relay_after,
             canceller=verbs,
             inside_handler=lambda: handler_writes_to.get() == database.url.database,
+            closed_here=coordinates,
             **ports,
         )
         self.coordinator = Coordinator(
@@ -301,12 +304,14 @@ class _Running:
         """P19: what the event says of the outcome is not trusted; the relay reads what is really committed."""
         from sqlalchemy import event
 
-        if self.relay is not None:
-            event.listen(session.sync_session, "after_commit", lambda _: self._wake_relay(), once=True)
+        def wake(sync: Any) -> None:
+            # a savepoint's release is told as a commit too, and the caller may go on after it
+            if self.relay is not None and not sync.in_nested_transaction():
+                event.remove(sync, "after_commit", wake)
+                self.relay.wake()
 
-    def _wake_relay(self) -> None:
         if self.relay is not None:
-            self.relay.wake()
+            event.listen(session.sync_session, "after_commit", wake)
 
     def _make_parking(self) -> Parking:
         store = SqlParkingStore(self.database, self._app.namespace) if self.database is not None else None

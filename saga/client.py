@@ -64,6 +64,8 @@ ID_LENGTH_MAX: Final = 200
 START_BATCH: Final = 256
 POLL_SECONDS: Final = 1.0
 POLL_RUNS: Final = 1_000
+JUST_STARTED: Final = 0.002
+"""Seconds after a start in which its end is not asked for; an end that came sooner is found by the poll's next turn."""
 
 IfOpen = Literal["use_existing", "fail", "cancel_then_start"]
 IfClosed = Literal["use_existing", "start_again", "start_again_if_not_completed", "fail"]
@@ -119,6 +121,8 @@ class Handle(Generic[R]):
     run_id: UUID
     definition: SagaDefinition
     client: Client
+    started_at: float | None = None
+    """Local monotonic time at which this handle's `start` made the run; None if the run may be older."""
 
     async def result(self, *, timeout: timedelta | None = None) -> R:
         """Wait for the end and return the result.
@@ -167,7 +171,9 @@ class Client:
         after_commit: Callable[[Any], None],
         canceller: Canceller,
         inside_handler: Callable[[], bool],
+        closed_here: bool = False,
     ) -> None:
+        """`closed_here` says that a coordinator of this process tells `closed` of most runs that are started here."""
         self._registry = registry
         self._store = store
         self._namespace = namespace
@@ -178,6 +184,7 @@ class Client:
         self._after_commit = after_commit
         self._canceller = canceller
         self._inside_handler = inside_handler
+        self._closed_here = closed_here
         self._starts: Batcher[_Start] = Batcher(
             self._commit, batch_max=START_BATCH, spawner=spawner, name="saga-start"
         )
@@ -222,7 +229,7 @@ class Client:
         while True:
             changes = self._new(definition, run_id, saga_id, run_number, raw)
             if await self._insert(session, changes, run_id):
-                return Handle(saga.name, saga_id, run_id, definition, self)
+                return Handle(saga.name, saga_id, run_id, definition, self, self._clock.monotonic())
             existing = await self._store.find(session, saga.name, saga_id)
             if existing is None:
                 continue
@@ -361,7 +368,10 @@ class Client:
     async def _result(self, handle: Handle[Any], timeout: timedelta | None) -> Any:
         waiter: asyncio.Future[Closed] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(handle.run_id, []).append(waiter)
-        self._asked.discard(handle.run_id)  # it may have ended since it was last asked for
+        if self._tells_end(handle):
+            self._asked.add(handle.run_id)  # the poll's next turn is early enough
+        else:
+            self._asked.discard(handle.run_id)  # it may have ended since it was last asked for
         if self._poll is None:
             self._poll = self._spawner.spawn(self._poll_closed(), name="saga-results")
         try:
@@ -373,6 +383,13 @@ class Client:
             if not waiter.done() or waiter.cancelled():
                 self._forget(handle.run_id, waiter)
         return await self._outcome(handle, run)
+
+    def _tells_end(self, handle: Handle[Any]) -> bool:
+        """Whether the end is still to come and will be told: it was started this moment and is closed here."""
+        started_at = handle.started_at
+        return (
+            self._closed_here and started_at is not None and self._clock.monotonic() - started_at < JUST_STARTED
+        )
 
     def _forget(self, run_id: UUID, waiter: asyncio.Future[Closed]) -> None:
         waiters = self._waiting.get(run_id, [])

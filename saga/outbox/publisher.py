@@ -53,6 +53,7 @@ class DirectPublisher:
         self._spawner = spawner
         self._in_flight: set[int] = set()
         self._confirmed: list[int] = []
+        self._batches = 0
         self._left: dict[str, float] = {}
         self._flush: asyncio.Task[None] | None = None
         self.confirm_seconds: float = 0.0
@@ -105,6 +106,7 @@ class DirectPublisher:
     def take_confirmed(self) -> list[int]:
         """Return the ids to delete with the batch that is about to commit; give them back with `untake` if it fails."""
         taken, self._confirmed = self._confirmed, []
+        self._batches += 1
         return taken
 
     def untake(self, ids: Sequence[int]) -> None:
@@ -119,8 +121,10 @@ class DirectPublisher:
         """Delete confirmed rows that no batch took along for 250 ms."""
         try:
             while self._confirmed:
+                batches = self._batches
                 await self._clock.sleep(FLUSH_SECONDS)
-                await self._delete_confirmed()
+                if self._batches == batches:
+                    await self._delete_confirmed()
         finally:
             self._flush = None
 

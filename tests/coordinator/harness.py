@@ -62,6 +62,7 @@ from saga.storage.sqlalchemy.coordinator import SqlClientStore, SqlCoordinatorSt
 from saga.storage.sqlalchemy.database import Database
 from saga.storage.sqlalchemy.outbox import SqlOutboxStore
 from saga.storage.sqlalchemy.parking import SqlParkingStore
+from saga.storage.sqlalchemy.recent import RecentInstances
 
 T = TypeVar("T")
 POLL_SECONDS = 0.01
@@ -523,8 +524,8 @@ class Kept:
 class Store(SqlCoordinatorStore):
     """The real store; it keeps what each batch cost, and tells the test before and after each one."""
 
-    def __init__(self, database: Database, namespace: str) -> None:
-        super().__init__(database, namespace)
+    def __init__(self, database: Database, namespace: str, recent: RecentInstances) -> None:
+        super().__init__(database, namespace, recent)
         self.batches: list[Batch] = []
         self.before: Callable[[Changes], None] = lambda _changes: None
         """Called with what is about to be written; a process that dies here raises CancelledError."""
@@ -570,7 +571,8 @@ class Node:
         self.database = stack.database(url)
         self.broker = Wire(stack.broker(self.spawner), weather)
         self.outbox = SqlOutboxStore(self.database, stack.namespace)
-        self.store = Store(self.database, stack.namespace)
+        recent = RecentInstances(stack.clock)
+        self.store = Store(self.database, stack.namespace, recent)
         self.publisher = DirectPublisher(self.broker, self.outbox, **ports)
         self.relay = Relay(self.broker, self.outbox, self.publisher, ids=ids, **ports)
         self.verbs = Verbs(
@@ -584,7 +586,7 @@ class Node:
         )
         self.client = Client(
             self.registry,
-            SqlClientStore(self.database, stack.namespace),
+            SqlClientStore(self.database, stack.namespace, recent),
             namespace=stack.namespace,
             ids=ids,
             publish=self.publisher.publish,

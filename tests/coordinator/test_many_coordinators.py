@@ -9,10 +9,12 @@ from typing import Any, TypeVar
 import pytest
 from sqlalchemy import Connection
 
+from saga.brokers.base import OutMessage
 from saga.client import Handle
+from saga.messages import pack, replies_channel
 from saga.storage.base import Changes
 from saga.storage.sqlalchemy import tables as t
-from tests.coordinator.harness import COMMAND_LOST, DONE, HELD, Node, Order, Stack, refuse
+from tests.coordinator.harness import COMMAND_LOST, DONE, HELD, Node, Order, Scripted, Stack, refuse
 from tests.coordinator.sagas import sequence
 from tests.plugins.features import Faults
 
@@ -170,3 +172,51 @@ async def test_what_became_due_after_the_start_pass_is_found_by_the_poll(stack: 
     first.kill()
     assert await stack.ended([handle], step=5) == {"x": "completed"}
     assert {batch.size for batch in survivor.store.batches} == {1}
+
+
+async def behind(stack: Stack, participant: Scripted) -> tuple[Node, Handle[Any], bytes]:
+    """Return a process whose guess stands at s1 although s1 is done, as if another one had moved the saga on."""
+    node = await stack.node(FOUR)
+    handle = await node.client.start(FOUR, Order(), id="x")
+    await participant.wait_held(1)
+    recent, (_, first) = node.store._recent, participant.held[0]
+    guess = recent.take([handle.run_id])
+    participant.release()
+    await participant.wait_held(1)
+    recent.take([handle.run_id])
+    recent.keep(guess.values())
+    node.store.batches.clear()
+    return node, handle, first
+
+
+@pytest.mark.feature("K-04")
+@pytest.mark.parametrize("stack", ["postgres-rabbitmq"], indirect=True)
+async def test_a_reply_that_means_nothing_to_a_guess_is_decided_on_what_is_stored(stack: Stack) -> None:
+    """P6: a guess that lags behind would call the awaited reply stale, and no version would tell."""
+    participant = await stack.participant({"s1": [HELD], "s2": [HELD]})
+    node, handle, _ = await behind(stack, participant)
+    participant.release()
+    await stack.ended([handle])
+    assert [len(batch.statements) for batch in node.store.batches] == [2, 1, 1], "loaded once, guessed again"
+    assert participant.effects("x") == ["s1", "s2", "s3", "s4"]
+    assert await stack.count(t.stale_reply) == 0
+
+
+@pytest.mark.feature("K-04")
+@pytest.mark.parametrize("stack", ["postgres-rabbitmq"], indirect=True)
+async def test_a_move_from_a_wrong_guess_changes_zero_rows_and_ends_the_guessing(stack: Stack) -> None:
+    """P1: the version check finds it before anything is written; then everything is loaded for a while."""
+    participant = await stack.participant({"s1": [HELD], "s2": [HELD]})
+    node, handle, first = await behind(stack, participant)
+    participant.broker.publish([OutMessage(replies_channel(stack.namespace), *pack([first]))])
+
+    async def stale() -> bool:
+        return await stack.count(t.stale_reply) == 1
+
+    await stack.until(stale)
+    participant.release()
+    await stack.ended([handle])
+    writes = [batch for batch in node.store.batches if batch.changes.moved]
+    assert [len(batch.statements) for batch in writes] == [1, 2, 2, 2], "one wrong guess, and no other"
+    assert participant.effects("x") == ["s1", "s2", "s3", "s4"]
+    assert not participant.doubled()

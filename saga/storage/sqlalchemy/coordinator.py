@@ -28,6 +28,7 @@ from saga.storage.base import (
 from saga.storage.sqlalchemy import tables as t
 from saga.storage.sqlalchemy.database import Database
 from saga.storage.sqlalchemy.postgresql import PostgreSQLStatements
+from saga.storage.sqlalchemy.recent import Known, RecentInstances
 from saga.storage.sqlalchemy.statements import Statements, has_rare
 
 DEFAULT_PORTS: Final = {"postgresql": 5432}
@@ -50,10 +51,11 @@ def _place(url: URL) -> tuple[str, ...]:
 
 
 class SqlCoordinatorStore:
-    """Adapter of `CoordinatorStore`."""
+    """Adapter of `CoordinatorStore`. `recent` is shared with the client's store of the process."""
 
-    def __init__(self, database: Database, namespace: str) -> None:
+    def __init__(self, database: Database, namespace: str, recent: RecentInstances | None = None) -> None:
         self._database = database
+        self._recent = recent or RecentInstances(database.clock)
         self._namespace = namespace
         self._sql = statements_for(database, namespace)
 
@@ -69,17 +71,43 @@ class SqlCoordinatorStore:
             return await self._database.run(
                 lambda connection: self._advance(connection, run_ids, work, confirmed), lost_commit="C7"
             )
-        # Two round trips instead of four: the versions make it safe to decide on rows that are not locked yet.
-        loaded = await self._database.run(lambda connection: self._sql.load(connection, run_ids), single=True)
-        wanted = work.decide(loaded)
-        values = await self._read_values(wanted) if wanted else {}
-        changes = work.changes(values)
+        # One or two round trips instead of four: the versions make it safe to decide on rows that are not locked, and
+        # on those that this process wrote last.
+        known = self._recent.take(run_ids)
+        guessed = set(known)
+        missing = set(run_ids) - guessed
+        while True:
+            if missing:
+                known.update(await self._load(missing))
+            changes = await self._decide(work, known)
+            # P1 checks what moves; what a guess made of a reply besides (stale, nothing to do) nothing would check
+            missing = guessed.difference([row.run_id for row in changes.moved])
+            if not missing:
+                break
+            guessed -= missing
+            for run_id in missing:
+                del known[run_id]
         failpoint("C6")  # decided, nothing written: a crash here leaves no trace
-        return await self._database.run(
+        advanced = await self._database.run(
             lambda connection: self._sql.write(connection, changes, confirmed),
             lost_commit="C7",
             single=not has_rare(changes),
         )
+        if not guessed.isdisjoint(advanced.lost):
+            self._recent.mistaken()
+        self._recent.keep(
+            known[row.run_id].after(row) for row in changes.moved if row.run_id not in advanced.lost
+        )
+        return advanced
+
+    async def _decide(self, work: Work, known: Mapping[UUID, Known]) -> Changes:
+        wanted = work.decide({run_id: each.row for run_id, each in known.items()})
+        return work.changes(await self._read_values(wanted) if wanted else {})
+
+    async def _load(self, run_ids: Collection[UUID]) -> dict[UUID, Known]:
+        rows = await self._database.run(lambda connection: self._sql.load(connection, run_ids), single=True)
+        at = self._database.clock.monotonic()
+        return {run_id: Known(row, at, at) for run_id, row in rows.items()}
 
     def _advance(
         self, connection: Connection, run_ids: Collection[UUID], work: Work, confirmed: Collection[int]
@@ -155,10 +183,11 @@ class SqlCoordinatorStore:
 
 
 class SqlClientStore:
-    """Adapter of `ClientStore`."""
+    """Adapter of `ClientStore`. `recent` is given where a coordinator runs in the same process."""
 
-    def __init__(self, database: Database, namespace: str) -> None:
+    def __init__(self, database: Database, namespace: str, recent: RecentInstances | None = None) -> None:
         self._database = database
+        self._recent = recent
         self._namespace = namespace
         self._sql = statements_for(database, namespace)
 
@@ -173,6 +202,8 @@ class SqlClientStore:
         # one statement on PostgreSQL unless an id is known already; then the second one only reads
         started = await self._database.run(transaction, lost_commit="C3", single=True)
         failpoint("C4")
+        if self._recent is not None and self._sql.writes_at_once:
+            self._recent.keep_new(new for new in changes.new if new.run_id in started[0])
         return started
 
     async def start_in(self, session: Any, changes: Changes) -> frozenset[UUID]:

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, event, make_url
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.util import await_only
+from sqlalchemy.util import await_only, greenlet_spawn
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
 from saga.clock import Clock, Ids, Spawner
@@ -190,33 +190,40 @@ class Database:
     async def _try(
         self, function: Callable[[Connection], T], lost_commit: str, single: bool, seconds: float
     ) -> T:
-        task = self.spawner.spawn(self._settle(function, lost_commit, single), name="saga-transaction")
-        done, _ = await asyncio.wait({task}, timeout=max(seconds, 0.0))
-        if not done:
-            raise TimeoutError("transaction")
-        return task.result()()
+        ended: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self.spawner.spawn(self._settle(function, lost_commit, single, ended), name="saga-transaction")
+        async with asyncio.timeout(max(seconds, 0.0)):
+            return await ended
 
     async def _settle(
-        self, function: Callable[[Connection], T], lost_commit: str, single: bool
-    ) -> Callable[[], T]:
-        """Return how it ended, as a function: a failed try is for its waiter to report, not for the spawner."""
+        self, function: Callable[[Connection], T], lost_commit: str, single: bool, ended: asyncio.Future[T]
+    ) -> None:
+        """Tell the waiter how it ended, if he still waits: a failed try is for him to report, not for the spawner."""
         try:
             result = await self._transaction(function, lost_commit, single)
         except Exception as error:
-            failure = error
-
-            def raise_failure() -> T:
-                raise failure
-
-            return raise_failure
-        return lambda: result
+            if not ended.done():
+                ended.set_exception(error)
+        except BaseException:
+            ended.cancel()
+            raise
+        else:
+            if not ended.done():
+                ended.set_result(result)
 
     async def _transaction(self, function: Callable[[Connection], T], lost_commit: str, single: bool) -> T:
         alone = single and self._autocommit is not None
         engine = self._autocommit if alone and self._autocommit is not None else self.engine
+        run = _run_single if alone else _begin_and_commit
+
+        def checked_out() -> T:
+            # one switch for checkout, statements and checkin: each would be some passes of the loop by itself
+            with engine.sync_engine.connect() as connection:
+                return run(connection, function)
+
         # P36: the turn comes before the pool, whose connections are opened and handed out in any order
-        async with self._turn or nullcontext(), engine.connect() as connection:
-            result = await connection.run_sync(_run_single if alone else _begin_and_commit, function)
+        async with self._turn or nullcontext():
+            result: T = await greenlet_spawn(checked_out)
         if lost_commit:
             failpoint(lost_commit)
         return result

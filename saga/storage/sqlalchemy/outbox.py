@@ -85,7 +85,7 @@ class SqlOutboxStore:
 
     async def delete_confirmed(self, ids: Collection[int]) -> None:
         await self._database.run(
-            lambda connection: self._sql.delete_outbox(connection, ids), lost_commit="R4"
+            lambda connection: self._sql.delete_outbox(connection, ids), lost_commit="R4", single=True
         )
 
     async def move_due(self, limit: int) -> int:

@@ -5,15 +5,16 @@ Reads of time: `statement_timestamp()` and `clock_timestamp()`, never `now()`, w
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import cache
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Connection, Insert, Table, func, select, text
+from sqlalchemy import Connection, Insert, Table, TextClause, func, select, text
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 
-from saga.storage.base import Advanced, Changes, HistoryRow, Loaded, OutboxRow, StoredRow, ValueKey, ValueRow
+from saga.storage.base import Advanced, Changes, Loaded, OutboxRow, StoredRow, ValueKey
 from saga.storage.sqlalchemy.statements import Statements, has_rare, without
 
 LOAD: Final = text("""
@@ -36,6 +37,24 @@ SELECT v.run_id, v.step, v.iteration, v.round, v.kind, v.data
   JOIN saga_value v ON v.namespace = :namespace AND v.run_id = k.run_id AND v.step = k.step
        AND v.iteration = k.iteration AND v.round = k.round AND v.kind = k.kind
 """)
+
+# Names of the array parameters, in the order of the rows' fields.
+MOVED: Final = ("run_ids", "expected", "versions", "statuses", "states", "wakeups", "results")
+STARTED: Final = (
+    "run_ids",
+    "sagas",
+    "saga_versions",
+    "saga_ids",
+    "run_numbers",
+    "statuses",
+    "states",
+    "inputs",
+    "wakeups",
+    "results",
+)
+HISTORY: Final = ("h_run_ids", "h_versions", "h_events", "h_steps", "h_directions", "h_attempts", "h_details")
+VALUE: Final = ("v_run_ids", "v_steps", "v_iterations", "v_rounds", "v_kinds", "v_datas")
+OUTBOX: Final = ("o_message_ids", "o_parts", "o_channels", "o_keys", "o_bodies")
 
 _HISTORY: Final = """
 INSERT INTO saga_history (namespace, run_id, version, event, step, direction, attempt, detail, at)
@@ -65,11 +84,17 @@ DELETE FROM saga_outbox WHERE id IN (
   SELECT id FROM saga_outbox WHERE id = ANY(CAST(:confirmed AS bigint[])) ORDER BY id FOR UPDATE SKIP LOCKED)
 """
 
-# Rows are locked in id order before any is changed, so that batches which overlap never deadlock (PG-8). A row that
-# was locked by another writer is read again once he is done, so `version` is the newest: a loser changes nothing, and
-# nothing else of it is written, because all else joins the rows that moved.
-WRITE: Final = text(f"""
-WITH u AS MATERIALIZED (
+
+@cache
+def write_statement(*, values: bool, outbox: bool, confirmed: bool) -> TextClause:
+    """Return the statement that writes a batch, with those parts that the batch has: an empty one is not free.
+
+    Rows are locked in id order before any is changed, so that batches which overlap never deadlock (PG-8). A row that
+    was locked by another writer is read again once he is done, so `version` is the newest: a loser changes nothing,
+    and nothing else of it is written, because all else joins the rows that moved.
+    """
+    moved = """\
+u AS MATERIALIZED (
   SELECT * FROM unnest(CAST(:run_ids AS uuid[]), CAST(:expected AS int[]), CAST(:versions AS int[]),
                        CAST(:statuses AS text[]), CAST(:states AS text[]), CAST(:wakeups AS bigint[]),
                        CAST(:results AS bytea[]))
@@ -85,16 +110,16 @@ moved AS (
          closed_at = CASE WHEN u.wakeup_ms IS NULL THEN statement_timestamp() END
     FROM u JOIN locked ON locked.run_id = u.run_id AND locked.version = u.expected
    WHERE i.namespace = :namespace AND i.run_id = u.run_id
-  RETURNING i.run_id),
-h AS ({_HISTORY} JOIN moved USING (run_id)),
-v AS ({_VALUES} JOIN moved USING (run_id)),
-d AS ({DELETE}),
-o AS ({_OUTBOX} JOIN moved ON moved.run_id = CAST(o.ordering_key AS uuid) RETURNING id, message_id)
-SELECT (SELECT array_agg(run_id) FROM moved), (SELECT array_agg(id) FROM o), (SELECT array_agg(message_id) FROM o)
-""")  # lint: allow SQL because the parts are constants of this module
+  RETURNING i.run_id)"""
+    also = [f"d AS ({DELETE})"] if confirmed else []
+    return _with("moved", moved, values=values, outbox=outbox, also=also)
 
-START: Final = text(f"""
-WITH started AS (
+
+@cache
+def start_statement(*, values: bool, outbox: bool) -> TextClause:
+    """Return the statement that writes new instances, with those parts that they have."""
+    started = """\
+started AS (
   INSERT INTO saga_instance (namespace, run_id, saga, saga_version, saga_id, run_number, version, status, state, input,
                              result, created_at, closed_at, wakeup_at)
   SELECT :namespace, u.run_id, u.saga, u.saga_version, u.saga_id, u.run_number, 1, u.status, u.state, u.input, u.result,
@@ -107,12 +132,23 @@ WITH started AS (
          AS u(run_id, saga, saga_version, saga_id, run_number, status, state, input, wakeup_ms, result)
    ORDER BY u.saga, u.saga_id
   ON CONFLICT DO NOTHING
-  RETURNING run_id),
-h AS ({_HISTORY} JOIN started USING (run_id)),
-v AS ({_VALUES} JOIN started USING (run_id)),
-o AS ({_OUTBOX} JOIN started ON started.run_id = CAST(o.ordering_key AS uuid) RETURNING id, message_id)
-SELECT (SELECT array_agg(run_id) FROM started), (SELECT array_agg(id) FROM o), (SELECT array_agg(message_id) FROM o)
-""")  # lint: allow SQL because the parts are constants of this module
+  RETURNING run_id)"""
+    return _with("started", started, values=values, outbox=outbox)
+
+
+def _with(name: str, rows: str, *, values: bool, outbox: bool, also: Sequence[str] = ()) -> TextClause:
+    """Return one statement: the instances' rows, and of what belongs to them only that of those really written."""
+    parts = [rows, f"h AS ({_HISTORY} JOIN {name} USING (run_id))", *also]
+    sent = "NULL, NULL"
+    if values:
+        parts.append(f"v AS ({_VALUES} JOIN {name} USING (run_id))")
+    if outbox:
+        owner = f"{name}.run_id = CAST(o.ordering_key AS uuid)"
+        parts.append(f"o AS ({_OUTBOX} JOIN {name} ON {owner} RETURNING id, message_id)")
+        sent = "(SELECT array_agg(id) FROM o), (SELECT array_agg(message_id) FROM o)"
+    # lint: allow SQL because the parts are constants of this module
+    return text(f"WITH {', '.join(parts)} SELECT (SELECT array_agg(run_id) FROM {name}), {sent}")
+
 
 KNOWN_RUNS: Final = text("""
 SELECT run_id FROM saga_instance WHERE namespace = :namespace AND run_id = ANY(CAST(:run_ids AS uuid[]))
@@ -165,37 +201,46 @@ class PostgreSQLStatements(Statements):
     writes_at_once = True
 
     def write(self, connection: Connection, changes: Changes, confirmed: Collection[int]) -> Advanced:
-        names = ("run_ids", "expected", "versions", "statuses", "states", "wakeups", "results")
-        parameters = (
-            columns(changes.moved, names) | self._appended(changes) | {"confirmed": sorted(confirmed)}
+        moved, stored = self._written(
+            connection,
+            write_statement(
+                values=bool(changes.values), outbox=bool(changes.outbox), confirmed=bool(confirmed)
+            ),
+            columns(changes.moved, MOVED) | ({"confirmed": sorted(confirmed)} if confirmed else {}),
+            changes,
         )
-        moved, ids, message_ids = connection.execute(WRITE, parameters).one()
-        lost = {row.run_id for row in changes.moved}.difference(moved or ())
+        lost = {row.run_id for row in changes.moved}.difference(moved)
         if has_rare(changes):
             self.write_rare(connection, without(changes, lost) if lost else changes, self.now(connection))
-        return Advanced(_stored(changes.outbox, ids, message_ids), lost)
+        return Advanced(stored, lost)
 
     def start(self, connection: Connection, changes: Changes) -> tuple[frozenset[UUID], Sequence[StoredRow]]:
-        names = (
-            "run_ids",
-            "sagas",
-            "saga_versions",
-            "saga_ids",
-            "run_numbers",
-            "statuses",
-            "states",
-            "inputs",
-            "wakeups",
-            "results",
+        started, stored = self._written(
+            connection,
+            start_statement(values=bool(changes.values), outbox=bool(changes.outbox)),
+            columns(changes.new, STARTED),
+            changes,
         )
-        parameters = columns(changes.new, names) | self._appended(changes)
-        started, ids, message_ids = connection.execute(START, parameters).one()
-        there = frozenset(started or ())
+        there = frozenset(started)
         if len(there) < len(changes.new):
             # P31: a run id that is there already is this same start, run again
             ours = {"namespace": self.namespace, "run_ids": [row.run_id for row in changes.new]}
             there = frozenset(connection.execute(KNOWN_RUNS, ours).scalars())
-        return there, _stored(changes.outbox, ids, message_ids)
+        return there, stored
+
+    def _written(
+        self, connection: Connection, statement: TextClause, instances: Mapping[str, Any], changes: Changes
+    ) -> tuple[Sequence[UUID], Sequence[StoredRow]]:
+        """Run the one statement of a batch; return the instances and the outbox rows that it wrote."""
+        parameters = {
+            "namespace": self.namespace,
+            **instances,
+            **columns(changes.history, HISTORY),
+            **(columns(((*row.key, row.data) for row in changes.values), VALUE) if changes.values else {}),
+            **(columns(changes.outbox, OUTBOX) if changes.outbox else {}),
+        }
+        run_ids, ids, message_ids = connection.execute(statement, parameters).one()
+        return run_ids or (), _stored(changes.outbox, ids, message_ids)
 
     def delete_outbox(self, connection: Connection, ids: Collection[int]) -> None:
         if ids:
@@ -203,28 +248,6 @@ class PostgreSQLStatements(Statements):
 
     def _wake(self, connection: Connection, woken: Sequence[tuple[UUID, int]]) -> None:
         connection.execute(WAKE, {"namespace": self.namespace, **columns(woken, ("run_ids", "wakeups"))})
-
-    def _appended(self, changes: Changes) -> dict[str, Any]:
-        return {
-            "namespace": self.namespace,
-            **_history(changes.history),
-            **_values(changes.values),
-            **_outbox(changes.outbox),
-        }
-
-
-def _history(rows: Sequence[HistoryRow]) -> dict[str, list[Any]]:
-    names = ("h_run_ids", "h_versions", "h_events", "h_steps", "h_directions", "h_attempts", "h_details")
-    return columns(rows, names)
-
-
-def _values(rows: Sequence[ValueRow]) -> dict[str, list[Any]]:
-    names = ("v_run_ids", "v_steps", "v_iterations", "v_rounds", "v_kinds", "v_datas")
-    return columns(((*row.key, row.data) for row in rows), names)
-
-
-def _outbox(rows: Sequence[OutboxRow]) -> dict[str, list[Any]]:
-    return columns(rows, ("o_message_ids", "o_parts", "o_channels", "o_keys", "o_bodies"))
 
 
 def _stored(
