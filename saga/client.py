@@ -388,7 +388,9 @@ class Client:
         """Whether the end is still to come and will be told: it was started this moment and is closed here."""
         started_at = handle.started_at
         return (
-            self._closed_here and started_at is not None and self._clock.monotonic() - started_at < JUST_STARTED
+            self._closed_here
+            and started_at is not None
+            and self._clock.monotonic() - started_at < JUST_STARTED
         )
 
     def _forget(self, run_id: UUID, waiter: asyncio.Future[Closed]) -> None:

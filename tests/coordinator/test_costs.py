@@ -29,10 +29,10 @@ class Cost(NamedTuple):
 
 
 # Of a batch that sends the next step's command, with an input of the saga's own (plain) or made of outputs that are
-# kept (reading), and of one that closes. PostgreSQL: outputs; one statement that checks versions and writes all.
-# Nothing is loaded, because the process wrote the instances last.
+# kept (reading), and of one that closes. PostgreSQL: one statement that checks versions and writes all. Instances and
+# outputs are not loaded, because the process wrote them last.
 COSTS: dict[str, dict[str, Cost]] = {
-    "postgres-rabbitmq": {"plain": Cost(1, 1), "reading": Cost(1, 2), "closing": Cost(1, 1)},
+    "postgres-rabbitmq": {"plain": Cost(1, 1), "reading": Cost(1, 1), "closing": Cost(1, 1)},
     "sqlite": {"plain": Cost(1, 8), "reading": Cost(1, 9), "closing": Cost(1, 6)},
 }
 MESSAGES_PER_STEP = 2

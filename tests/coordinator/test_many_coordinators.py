@@ -184,7 +184,7 @@ async def behind(stack: Stack, participant: Scripted) -> tuple[Node, Handle[Any]
     participant.release()
     await participant.wait_held(1)
     recent.take([handle.run_id])
-    recent.keep(guess.values())
+    recent.keep(guess[handle.run_id])
     node.store.batches.clear()
     return node, handle, first
 

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 
-from saga.storage.base import Loaded, MovedRow, NewInstance
+from saga.storage.base import Changes, Loaded, MovedRow, NewInstance, ValueKey, ValueRow
 from saga.storage.sqlalchemy import recent
 from saga.storage.sqlalchemy.recent import Known, RecentInstances
 
@@ -41,6 +41,10 @@ def loaded(run_id: UUID = RUN, *, now_ms: int = 7) -> Loaded:
     return Loaded(run_id, "transfer", 1, "x", 3, "{}", b"{}", now_ms, 30_000)
 
 
+def moved() -> MovedRow:
+    return MovedRow(RUN, 3, 4, "running", '{"d": 1}', 60_000, None)
+
+
 def test_what_was_started_is_known_with_its_time_reckoned_on(
     clock: HandClock, instances: RecentInstances
 ) -> None:
@@ -50,11 +54,20 @@ def test_what_was_started_is_known_with_its_time_reckoned_on(
 
 
 def test_what_was_moved_is_known_as_it_was_written(clock: HandClock, instances: RecentInstances) -> None:
-    before = Known(loaded(now_ms=200), clock.seconds, clock.seconds)
-    instances.keep([before.after(MovedRow(RUN, 3, 4, "running", '{"d": 1}', 60_000, None))])
+    first, second = ValueKey(RUN, "s1", 0, 0, "output"), ValueKey(RUN, "s2", 0, 0, "output")
+    before = Known(loaded(now_ms=200), clock.seconds, clock.seconds, {first: b"1"})
+    changes = Changes(moved=[moved()], values=[ValueRow(second, b"2")])
+    instances.keep_moved({RUN: before}, changes)
     clock.seconds += 0.1
-    row = instances.take([RUN])[RUN].row
+    known = instances.take([RUN])[RUN]
+    row = known.row
     assert (row.version, row.state, row.wakeup_ms, row.now_ms) == (4, '{"d": 1}', 60_000, 300)
+    assert known.values == {first: b"1", second: b"2"}
+
+
+def test_what_another_process_moved_is_not_kept(instances: RecentInstances) -> None:
+    instances.keep_moved({}, Changes(moved=[moved()]))
+    assert not instances.take([RUN])
 
 
 def test_an_instance_is_given_to_one_batch_at_a_time(instances: RecentInstances) -> None:
@@ -75,10 +88,10 @@ def test_the_database_is_asked_for_its_time_again(clock: HandClock, instances: R
     """P10: moving on does not make an old reading of the database's clock any younger."""
     known = Known(loaded(), clock.seconds, clock.seconds)
     for _ in range(3):
-        instances.keep([known])
+        instances.keep(known)
         clock.seconds += recent.ANCHOR_SECONDS / 3 - 0.1
         known = instances.take([RUN])[RUN]
-    instances.keep([known])
+    instances.keep(known)
     clock.seconds += 1
     assert not instances.take([RUN])
 

@@ -95,14 +95,21 @@ class SqlCoordinatorStore:
         )
         if not guessed.isdisjoint(advanced.lost):
             self._recent.mistaken()
-        self._recent.keep(
-            known[row.run_id].after(row) for row in changes.moved if row.run_id not in advanced.lost
-        )
+        for run_id in advanced.lost:
+            del known[run_id]
+        self._recent.keep_moved(known, changes)
         return advanced
 
     async def _decide(self, work: Work, known: Mapping[UUID, Known]) -> Changes:
         wanted = work.decide({run_id: each.row for run_id, each in known.items()})
-        return work.changes(await self._read_values(wanted) if wanted else {})
+        values: dict[ValueKey, bytes] = {}
+        for key in wanted:
+            value = known[key.run_id].values.get(key)
+            if value is not None:
+                values[key] = value
+        if len(values) < len(wanted):
+            values.update(await self._read_values([key for key in wanted if key not in values]))
+        return work.changes(values)
 
     async def _load(self, run_ids: Collection[UUID]) -> dict[UUID, Known]:
         rows = await self._database.run(lambda connection: self._sql.load(connection, run_ids), single=True)

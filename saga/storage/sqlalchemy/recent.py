@@ -5,16 +5,16 @@ A guess, never an authority: the version check of the write (P1) tells when anot
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 from uuid import UUID
 
 from saga.clock import Clock
-from saga.storage.base import Loaded, MovedRow, NewInstance
+from saga.storage.base import Changes, Loaded, NewInstance, ValueKey
 
 INSTANCES_MAX: Final = 10_000
 BYTES_MAX: Final = 4_096
-"""Of input and state together; larger instances are loaded, so that all of them stay below some 50 MB."""
+"""Of input, state and payloads together; larger instances are loaded, so that all of them stay below some 50 MB."""
 ANCHOR_SECONDS: Final = 60.0
 """For so long the database's time is reckoned on from the last reading of it (P10); then it is read again."""
 DISTRUST_SECONDS: Final = 10.0
@@ -27,18 +27,14 @@ class Known(NamedTuple):
     row: Loaded
     at: float
     anchor: float
-
-    def after(self, moved: MovedRow) -> Known:
-        """Return the instance as it is once `moved` is written."""
-        row = self.row
-        after = Loaded(*row[:4], moved.version, moved.state, row.input, row.now_ms, moved.wakeup_ms)
-        return Known(after, self.at, self.anchor)
+    values: Mapping[ValueKey, bytes] = {}
+    """Payloads of it that this process wrote; they never change."""
 
     def later(self, now: float) -> Known:
         """Return the instance with its time reckoned on."""
         row = self.row
         now_ms = row.now_ms + round((now - self.at) * 1000)
-        return Known(Loaded(*row[:7], now_ms, row.wakeup_ms), now, self.anchor)
+        return Known(Loaded(*row[:7], now_ms, row.wakeup_ms), now, self.anchor, self.values)
 
 
 class RecentInstances:
@@ -59,23 +55,37 @@ class RecentInstances:
             if known is not None and now - known.anchor < ANCHOR_SECONDS
         }
 
-    def keep(self, instances: Iterable[Known]) -> None:
-        """Keep what was written just now, unless it closed or is large."""
-        if self._clock.monotonic() < self._trusted_from:
-            return
-        for known in instances:
-            row = known.row
-            if row.wakeup_ms is not None and len(row.input) + len(row.state) <= BYTES_MAX:
-                self._known[row.run_id] = known
-        while len(self._known) > INSTANCES_MAX:
-            del self._known[next(iter(self._known))]
+    def keep_moved(self, known: Mapping[UUID, Known], changes: Changes) -> None:
+        """Keep what was moved just now from what was known before; moves of anything else did not take place."""
+        written: dict[UUID, dict[ValueKey, bytes]] = {}
+        for key, data in changes.values:
+            written.setdefault(key.run_id, {})[key] = data
+        for moved in changes.moved:
+            before = known.get(moved.run_id)
+            if before is None:  # lost: another process moved it
+                continue
+            row, values = before.row, before.values
+            if also := written.get(moved.run_id):
+                values = {**values, **also} if values else also
+            after = Loaded(*row[:4], moved.version, moved.state, row.input, row.now_ms, moved.wakeup_ms)
+            self.keep(Known(after, before.at, before.anchor, values))
 
     def keep_new(self, instances: Iterable[NewInstance]) -> None:
         """Keep what was inserted just now: its time begins here."""
         now = self._clock.monotonic()
-        self.keep(
-            Known(Loaded(*new[:4], 1, new.state, new.input, 0, new.wakeup_ms), now, now) for new in instances
-        )
+        for new in instances:
+            row = Loaded(*new[:4], 1, new.state, new.input, 0, new.wakeup_ms)
+            self.keep(Known(row, now, now))
+
+    def keep(self, known: Known) -> None:
+        """Keep an instance unless it is closed or large."""
+        row = known.row
+        size = len(row.input) + len(row.state) + sum(map(len, known.values.values()))
+        if row.wakeup_ms is None or size > BYTES_MAX or self._clock.monotonic() < self._trusted_from:
+            return
+        self._known[row.run_id] = known
+        if len(self._known) > INSTANCES_MAX:
+            del self._known[next(iter(self._known))]
 
     def mistaken(self) -> None:
         """A guess was wrong: forget all, and guess nothing for a while."""
