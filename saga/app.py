@@ -304,14 +304,16 @@ class _Running:
         """P19: what the event says of the outcome is not trusted; the relay reads what is really committed."""
         from sqlalchemy import event
 
-        def wake(sync: Any) -> None:
+        def committed(sync: Any) -> None:
             # a savepoint's release is told as a commit too, and the caller may go on after it
-            if self.relay is not None and not sync.in_nested_transaction():
-                event.remove(sync, "after_commit", wake)
+            if sync.info[self] and not sync.in_nested_transaction() and self.relay is not None:
+                sync.info[self] = False
                 self.relay.wake()
 
-        if self.relay is not None:
-            event.listen(session.sync_session, "after_commit", wake)
+        sync = session.sync_session
+        if self not in sync.info:
+            event.listen(sync, "after_commit", committed)
+        sync.info[self] = True
 
     def _make_parking(self) -> Parking:
         store = SqlParkingStore(self.database, self._app.namespace) if self.database is not None else None

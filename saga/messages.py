@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, Final, Literal, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -138,9 +139,14 @@ def command_id(
 
     SHA-256 over the length-prefixed UTF-8 fields, first 16 bytes; length prefixes keep ("ab","c") from ("a","bc").
     """
-    fields = (namespace, saga, run_id, step, str(iteration), str(round), direction)
-    text = "".join([f"{len(field) if field.isascii() else len(field.encode())}:{field}" for field in fields])
+    text = f"{_prefixed(namespace, saga)}{len(run_id.encode())}:{run_id}{_prefixed(step, iteration, round, direction)}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@lru_cache(maxsize=4096)
+def _prefixed(*fields: str | int) -> str:
+    """Return the fields with their lengths in bytes before them: all of an id but the run's name, which is its own."""
+    return "".join([f"{len(str(field).encode())}:{field}" for field in fields])
 
 
 def commands_channel(namespace: str, queue: str) -> str:

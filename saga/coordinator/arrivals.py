@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from saga.engine.events import (
@@ -21,6 +21,8 @@ from saga.engine.events import (
 )
 from saga.messages import Outcome, Reply
 
+DONE: Final = Outcome.DONE.value
+
 
 @dataclass(slots=True, eq=False)
 class ReplyArrival:
@@ -32,6 +34,10 @@ class ReplyArrival:
     pending_id: int | None = None
     """Set if it was stored beside the instance and comes from there (P29)."""
 
+    def event(self, now_ms: int, may_resend: bool) -> Event:
+        """Return the arrival as an engine event at `now_ms`."""
+        return reply_event(self.reply, now_ms)
+
 
 @dataclass(slots=True, eq=False)
 class TimerArrival:
@@ -39,6 +45,10 @@ class TimerArrival:
 
     run_id: UUID
     broker_forgot: bool = False
+
+    def event(self, now_ms: int, may_resend: bool) -> Event:
+        """Return the arrival as an engine event at `now_ms`."""
+        return TimerFired(at_ms=now_ms, may_resend=may_resend, broker_forgot=self.broker_forgot)
 
 
 @dataclass(slots=True, eq=False)
@@ -50,29 +60,23 @@ class CancelArrival:
     actor: str
     reason: str
 
+    def event(self, now_ms: int, may_resend: bool) -> Event:
+        """Return the arrival as an engine event at `now_ms`."""
+        return CancelRequested(at_ms=now_ms, reason=self.reason)
+
 
 Arrival = ReplyArrival | TimerArrival | CancelArrival
 
 
-def event_of(arrival: Arrival, now_ms: int, may_resend: bool) -> Event:
-    """Return the arrival as an engine event at `now_ms`."""
-    match arrival:
-        case ReplyArrival(reply=reply):
-            return reply_event(reply, now_ms)
-        case TimerArrival(broker_forgot=forgot):
-            return TimerFired(at_ms=now_ms, may_resend=may_resend, broker_forgot=forgot)
-        case CancelArrival(reason=reason):
-            return CancelRequested(at_ms=now_ms, reason=reason)
-
-
 def reply_event(reply: Reply, now_ms: int) -> Event:
     """Return the fact that a reply reports."""
+    forward = reply.direction == "forward"
+    if reply.outcome == DONE:
+        kind = ActivityCompleted if forward else CompensationCompleted
+        return kind(at_ms=now_ms, command_id=reply.commandid, attempt=reply.attempt)
     known: dict[str, Any] = {"at_ms": now_ms, "command_id": reply.commandid, "attempt": reply.attempt}
     data = reply.data if isinstance(reply.data, dict) else {}
-    forward = reply.direction == "forward"
     match reply.outcome:
-        case Outcome.DONE:
-            return ActivityCompleted(**known) if forward else CompensationCompleted(**known)
         case Outcome.NOTHING_TO_UNDO:
             return CompensationCompleted(**known, nothing=True)
         case Outcome.HAD_RUN:

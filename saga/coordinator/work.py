@@ -16,7 +16,7 @@ from uuid import UUID
 from pydantic_core import to_json
 
 from saga.clock import Ids
-from saga.coordinator.arrivals import Arrival, CancelArrival, ReplyArrival, TimerArrival, event_of
+from saga.coordinator.arrivals import Arrival, CancelArrival, ReplyArrival, TimerArrival
 from saga.coordinator.redrive import RedriveBudget
 from saga.definition.builder import SagaDefinition
 from saga.definition.refs import SAGA_INPUT
@@ -166,7 +166,7 @@ class BatchWork:
         return known
 
     def _apply(self, run: _Run, arrival: Arrival) -> None:
-        event = event_of(arrival, run.loaded.now_ms, self._may_resend(run, arrival))
+        event = arrival.event(run.loaded.now_ms, self._may_resend(run, arrival))
         run.met.add(type(arrival))
         try:
             state, effects = decide(run.definition.engine, run.state, event)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -179,14 +180,18 @@ async def test_a_session_joined_to_a_transaction_goes_out_when_that_is_committed
 # --- on its way ---------------------------------------------------------------------------------
 
 
-async def test_a_start_in_a_session_wakes_the_relay_of_its_process(place: Place, embedded: App) -> None:
+@pytest.mark.parametrize("savepoint", [False, True], ids=["plain", "in-a-savepoint"])
+async def test_a_start_in_a_session_wakes_the_relay_of_its_process(
+    place: Place, embedded: App, savepoint: bool
+) -> None:
     """P19: at once, without waiting for the sweep, which leaves rows alone that are younger than 0.9 s."""
     clock = SystemClock()
     await (await embedded.client.start(purchase, Order(), id="warm")).result()
     quickest = ON_ITS_WAY_SECONDS
     for n in range(3):
         async with place.session() as session:
-            await buy(embedded.client, session, f"o-{n}")
+            async with session.begin_nested() if savepoint else nullcontext():
+                await buy(embedded.client, session, f"o-{n}")
             await session.commit()
             since = clock.monotonic()
         await place.until(partial(arrived, place, f"o-{n}"))
