@@ -96,10 +96,10 @@ def advance(definition: Definition, state: State, event: Event) -> Decision:
     """The step is done: send the next one, or complete. A cancel that waited for it turns back, save past the pivot."""
     step = _waiting(state).step
     healed = _healed(state)
-    moved = state._replace(status=Status.RUNNING, done=step + 1, outstanding=None)
+    moved = State(state.namespace, state.run_id, Status.RUNNING, step + 1, plan=state.plan)
     if state.cause is not None and step != definition.pivot:
         return _turn_back(definition, moved, state.cause, None, event, healed)
-    return _forward(definition, moved._replace(cause=None), event, healed)
+    return _forward(definition, moved, event, healed)
 
 
 def _forward(definition: Definition, state: State, event: Event, before: tuple[Effect, ...] = ()) -> Decision:
