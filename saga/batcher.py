@@ -1,12 +1,12 @@
 """The one batcher: take what is there, bounded, never wait for company. Receiving, committing and publishing use it.
 
-    batcher = Batcher(work, spawner=spawner, name="saga-replies", batch_max=500, held_max=10_000, workers=1)
+    batcher = Batcher(work, spawner=spawner, name="saga-replies", batch_max=500, held_max=10_000, workers=2, beside_min=64)
     batcher.offer(item)      # True; False if `held_max` items wait already: the caller leaves the item to its sweep
     await batcher.join()     # until everything offered so far has been worked on
     batcher.idle             # nothing waits and nothing is worked on
 
-`work(batch)` gets 1 to `batch_max` items in the order offered. At most `workers` batches are worked on at a time;
-while they are, what arrives makes the next batch. Items offered in one pass of the event loop travel together.
+`work(batch)` gets 1 to `batch_max` items in the order offered. At most `workers` batches are worked on at a time, and a
+batch begins beside another one only when `beside_min` items wait: what arrives meanwhile makes the next batch. Items offered in one pass of the event loop travel together.
 `work` deals with its own errors: one that escapes is given to `failed(batch, error)`, or logged by class, and the
 next batch goes on. There is no task while there is nothing to do, so there is nothing to close.
 """
@@ -37,6 +37,7 @@ class Batcher(Generic[T]):
         batch_max: int,
         held_max: int | None = None,
         workers: int = 1,
+        beside_min: int = 1,
         failed: Callable[[Sequence[T], BaseException], None] | None = None,
     ) -> None:
         self._work = work
@@ -45,6 +46,7 @@ class Batcher(Generic[T]):
         self._batch_max = batch_max
         self._held_max = held_max
         self._workers = workers
+        self._beside_min = beside_min
         self._failed = failed
         self._items: deque[T] = deque()
         self._running = 0
@@ -82,6 +84,8 @@ class Batcher(Generic[T]):
     def _start(self) -> None:
         # One start at a time: the task takes everything there is, and starts a neighbour only for what is left.
         if self._starting or self._running >= self._workers:
+            return
+        if self._running and len(self._items) < self._beside_min:
             return
         self._starting = True
         self._running += 1

@@ -42,7 +42,9 @@ from saga.storage.base import Advanced, Closed, CoordinatorStore, ParkedRow
 
 log: Final[logging.Logger] = logging.getLogger("saga.coordinator")
 
-BATCH: Final = 512
+BATCH: Final = 256
+BESIDE_MIN: Final = 64
+"""Arrivals that make it worth while to decide on a batch while another one is being written."""
 PREFETCH: Final = 256
 DUE_BATCH: Final = 200
 POLL_SECONDS: Final = 1.0
@@ -82,7 +84,12 @@ class Coordinator:
         self._on_closed = on_closed
         self._budget = RedriveBudget()
         self._arrivals: Batcher[Arrival] = Batcher(
-            self._advance, batch_max=BATCH, spawner=spawner, name="saga-advance"
+            self._advance,
+            batch_max=BATCH,
+            spawner=spawner,
+            name="saga-advance",
+            workers=store.writers,
+            beside_min=BESIDE_MIN,
         )
         self._consumer: Consumer | None = None
         self._loops: list[asyncio.Task[None]] = []

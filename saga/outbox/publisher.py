@@ -53,7 +53,7 @@ class DirectPublisher:
         self._spawner = spawner
         self._in_flight: set[int] = set()
         self._confirmed: list[int] = []
-        self._batches = 0
+        self._taken_at = 0.0
         self._left: dict[str, float] = {}
         self._flush: asyncio.Task[None] | None = None
         self.confirm_seconds: float = 0.0
@@ -106,7 +106,7 @@ class DirectPublisher:
     def take_confirmed(self) -> list[int]:
         """Return the ids to delete with the batch that is about to commit; give them back with `untake` if it fails."""
         taken, self._confirmed = self._confirmed, []
-        self._batches += 1
+        self._taken_at = self._clock.monotonic()
         return taken
 
     def untake(self, ids: Sequence[int]) -> None:
@@ -119,11 +119,13 @@ class DirectPublisher:
 
     async def _flush_when_idle(self) -> None:
         """Delete confirmed rows that no batch took along for 250 ms."""
+        self._taken_at = self._clock.monotonic()
         try:
             while self._confirmed:
-                batches = self._batches
-                await self._clock.sleep(FLUSH_SECONDS)
-                if self._batches == batches:
+                left = self._taken_at + FLUSH_SECONDS - self._clock.monotonic()
+                if left > 0:
+                    await self._clock.sleep(left)
+                else:
                     await self._delete_confirmed()
         finally:
             self._flush = None

@@ -200,6 +200,11 @@ class Advanced(NamedTuple):
 class CoordinatorStore(Protocol):
     """What the coordinator needs."""
 
+    @property
+    def writers(self) -> int:
+        """How many batches it is worth to have under way at a time: 1 where writers wait for each other anyway."""
+        ...
+
     async def advance(
         self, run_ids: Collection[UUID], work: Work, confirmed: Collection[int], session: Any = None
     ) -> Advanced:

@@ -526,6 +526,7 @@ class Store(SqlCoordinatorStore):
 
     def __init__(self, database: Database, namespace: str, recent: RecentInstances) -> None:
         super().__init__(database, namespace, recent)
+        self.recent = recent
         self.batches: list[Batch] = []
         self.before: Callable[[Changes], None] = lambda _changes: None
         """Called with what is about to be written; a process that dies here raises CancelledError."""
@@ -734,6 +735,12 @@ class Stack:
             self.clock.offset += seconds
         else:
             await self.run(partial(_age, seconds=seconds, held=self._held()))
+            self.forget()
+
+    def forget(self) -> None:
+        """Let every process load what it would otherwise guess: somebody wrote to the database by hand."""
+        for node in self.nodes:
+            node.store.recent.mistaken()
 
     async def until(
         self,

@@ -92,6 +92,7 @@ async def test_a_saga_that_cannot_be_decided_is_set_apart_and_goes_on_when_it_is
 
 
 async def write(stack: Stack, handle: Handle[Any], state: str) -> None:
+    stack.forget()
     table = t.instance
     await stack.run(
         lambda connection: (

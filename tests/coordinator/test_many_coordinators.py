@@ -179,7 +179,7 @@ async def behind(stack: Stack, participant: Scripted) -> tuple[Node, Handle[Any]
     node = await stack.node(FOUR)
     handle = await node.client.start(FOUR, Order(), id="x")
     await participant.wait_held(1)
-    recent, (_, first) = node.store._recent, participant.held[0]
+    recent, (_, first) = node.store.recent, participant.held[0]
     guess = recent.take([handle.run_id])
     participant.release()
     await participant.wait_held(1)

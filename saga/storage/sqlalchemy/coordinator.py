@@ -59,6 +59,10 @@ class SqlCoordinatorStore:
         self._namespace = namespace
         self._sql = statements_for(database, namespace)
 
+    @property
+    def writers(self) -> int:
+        return 2 if self._sql.writes_at_once else 1
+
     async def advance(
         self, run_ids: Collection[UUID], work: Work, confirmed: Collection[int], session: Any = None
     ) -> Advanced:

@@ -74,6 +74,33 @@ async def test_several_workers_share_what_is_there(spawner: TaskSpawner) -> None
     assert most == 3
 
 
+async def test_a_batch_begins_beside_another_only_when_enough_items_wait(spawner: TaskSpawner) -> None:
+    batches: list[int] = []
+    gate = asyncio.Event()
+
+    async def work(batch: Sequence[int]) -> None:
+        batches.append(len(batch))
+        await gate.wait()
+
+    batcher: Batcher[int] = Batcher(
+        work, spawner=spawner, name="test", batch_max=100, workers=2, beside_min=4
+    )
+    batcher.offer(1)
+    await asyncio.sleep(0)
+    batcher.offer_all([2, 3, 4])
+    await asyncio.sleep(0)
+    assert batches == [1], "three wait for company"
+    batcher.offer(5)
+    await asyncio.sleep(0)
+    assert batches == [1, 4]
+    batcher.offer_all(range(10))
+    await asyncio.sleep(0)
+    assert batches == [1, 4], "both workers are busy"
+    gate.set()
+    await batcher.join()
+    assert batches == [1, 4, 10]
+
+
 async def test_a_bad_batch_does_not_stop_the_next(spawner: TaskSpawner) -> None:
     done: list[int] = []
     failures: list[tuple[list[int], str]] = []
