@@ -1,12 +1,13 @@
 """The one batcher: take what is there, bounded, never wait for company. Receiving, committing and publishing use it.
 
-    batcher = Batcher(work, spawner=spawner, name="saga-replies", batch_max=500, held_max=10_000, workers=2, beside_min=64)
+    batcher = Batcher(work, spawner=spawner, name="saga-replies", batch_max=500, held_max=10_000)
     batcher.offer(item)      # True; False if `held_max` items wait already: the caller leaves the item to its sweep
     await batcher.join()     # until everything offered so far has been worked on
     batcher.idle             # nothing waits and nothing is worked on
 
-`work(batch)` gets 1 to `batch_max` items in the order offered. At most `workers` batches are worked on at a time, and a
-batch begins beside another one only when `beside_min` items wait: what arrives meanwhile makes the next batch. Items offered in one pass of the event loop travel together.
+`work(batch)` gets 1 to `batch_max` items in the order offered. At most `workers` batches are worked on at a time (1
+unless said), and one begins beside another only when `beside_min` items wait: what arrives meanwhile makes the next
+batch. Items offered in one pass of the event loop travel together.
 `work` deals with its own errors: one that escapes is given to `failed(batch, error)`, or logged by class, and the
 next batch goes on. There is no task while there is nothing to do, so there is nothing to close.
 """
