@@ -73,7 +73,13 @@ class Batcher(Generic[T]):
 
     def offer_all(self, items: Iterable[T]) -> int:
         """Add items in order; return how many were taken before the bound was reached."""
-        return sum(1 for item in items if self.offer(item))
+        waiting = list(items)
+        if self._held_max is not None:
+            del waiting[max(self._held_max - len(self._items), 0) :]
+        if waiting:
+            self._items.extend(waiting)
+            self._start()
+        return len(waiting)
 
     async def join(self) -> None:
         """Wait until there is nothing left to do. Cancelling is safe."""

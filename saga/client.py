@@ -142,8 +142,16 @@ class Handle(Generic[R]):
 def _check_id(id: str, saga: str) -> None:
     if not 1 <= len(id) <= ID_LENGTH_MAX:
         raise PayloadInvalid(f"An id has 1 to {ID_LENGTH_MAX} characters.", saga=saga)
-    if "\0" in id or any("\ud800" <= character <= "\udfff" for character in id):
+    if "\0" in id or not (id.isascii() or _encodes(id)):
         raise PayloadInvalid("An id is Unicode text without NUL and without lone surrogates.", saga=saga)
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclass(slots=True)
@@ -302,7 +310,7 @@ class Client:
                 changes.values += [made] if made is not None else []
                 changes.outbox.append(
                     commands.outbox_row(
-                        self._namespace, definition, run_id, saga_id, effect, data, self._ids.uuid7()
+                        self._namespace, definition, state.run_id, saga_id, effect, data, self._ids.uuid7()
                     )
                 )
         changes.new.append(

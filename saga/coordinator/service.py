@@ -99,6 +99,8 @@ class Coordinator:
         self._pending_at = 0.0
         self._held_back: dict[int, float] = {}
         self._queues: dict[tuple[str, str], str] = {}
+        self._done: list[tuple[Consumer, Delivery]] = []
+        """Deliveries whose replies are all committed; acked together."""
 
     # --- life cycle ---------------------------------------------------------------------------
 
@@ -189,8 +191,7 @@ class Coordinator:
             nonlocal left
             left -= 1
             if left == 0:
-                failpoint("C8")  # committed, not acked: it comes again and is stale
-                consumer.ack([delivery])
+                self._done.append((consumer, delivery))
 
         arrivals = [ReplyArrival(self._run_of(reply), reply, done) for reply in replies]
         if not arrivals:
@@ -206,7 +207,8 @@ class Coordinator:
             raise MessageInvalid("A reply of another namespace.")
         if "\0" in reply.step or "\0" in reply.commandid:
             raise MessageInvalid("A name with a NUL is none of ours, and no database keeps it.")
-        if not all(0 <= number <= NUMBER_MAX for number in (reply.attempt, reply.iteration, reply.round)):
+        numbers = (reply.attempt, reply.iteration, reply.round)
+        if min(numbers) < 0 or max(numbers) > NUMBER_MAX:
             raise MessageInvalid(f"A number is not from 0 to {NUMBER_MAX}.")
         try:
             return UUID(reply.runid)
@@ -302,6 +304,7 @@ class Coordinator:
         for arrival in arrivals:
             if isinstance(arrival, ReplyArrival) and arrival.run_id not in lost:
                 arrival.done()
+        self._ack_done()
         closed = [run for run in work.closed if run.run_id not in lost] if lost else work.closed
         if closed:
             self._on_closed(closed)
@@ -310,6 +313,14 @@ class Coordinator:
         if lost:
             log.info("fenced: %d instances were moved by another process and are decided again", len(lost))
             await self._advance([arrival for arrival in arrivals if arrival.run_id in lost])
+
+    def _ack_done(self) -> None:
+        if not self._done:
+            return
+        failpoint("C8")  # committed, not acked: it comes again and is stale
+        done, self._done = self._done, []
+        for consumer in {consumer for consumer, _ in done}:
+            consumer.ack([delivery for its, delivery in done if its is consumer])
 
     # --- time ---------------------------------------------------------------------------------
 

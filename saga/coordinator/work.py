@@ -174,7 +174,7 @@ class BatchWork:
             if isinstance(arrival, CancelArrival):
                 self.rejected[arrival.request_id] = refusal
             return
-        stale = any(isinstance(effect, RecordStale) for effect in effects)
+        stale = len(effects) == 1 and isinstance(effects[0], RecordStale)
         if isinstance(arrival, ReplyArrival):
             self._note_reply(run, arrival, stale)
         elif isinstance(arrival, TimerArrival):
@@ -270,17 +270,18 @@ class BatchWork:
                 break
         self.windows |= _windows(run)
         result: bytes | None = None
+        state = run.state.encode()
         if run.finished:
             if run.state.status is Status.COMPLETED:
                 result = self._result(run, values)
-            self.closed.append(Closed(run.loaded.run_id, run.state.status, result, run.state.encode()))
+            self.closed.append(Closed(run.loaded.run_id, run.state.status, result, state))
         run.changes.moved.append(
             MovedRow(
                 run.loaded.run_id,
                 run.loaded.version,
                 run.version,
                 run.state.status,
-                run.state.encode(),
+                state,
                 self._wakeup_ms(run),
                 result,
             )
@@ -293,7 +294,13 @@ class BatchWork:
             run.changes.values.append(made)
         run.changes.outbox.append(
             commands.outbox_row(
-                self.namespace, definition, run_id, run.loaded.saga_id, dispatch, data, self._ids.uuid7()
+                self.namespace,
+                definition,
+                run.state.run_id,
+                run.loaded.saga_id,
+                dispatch,
+                data,
+                self._ids.uuid7(),
             )
         )
 

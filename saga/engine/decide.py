@@ -335,8 +335,10 @@ def next_due_ms(definition: Definition, state: State) -> int | None:
         return None
     if waiting.retry_ms is not None:
         return waiting.retry_ms
-    known = (_closes_ms(definition, state), _resend_ms(definition, state))
-    return min(each for each in known if each is not None)
+    closes, resend = _closes_ms(definition, state), _resend_ms(definition, state)
+    if closes is None or resend is None:
+        return resend if closes is None else closes
+    return min(closes, resend)
 
 
 def cancel(definition: Definition, state: State, event: Event) -> Decision:

@@ -80,7 +80,7 @@ def payload(
 def outbox_row(
     namespace: str,
     definition: SagaDefinition,
-    run_id: UUID,
+    runid: str,
     saga_id: str,
     dispatch: Dispatch,
     data: bytes,
@@ -88,14 +88,13 @@ def outbox_row(
 ) -> OutboxRow:
     """Return the row that carries the command."""
     step = definition.steps[dispatch.step]
-    key = str(run_id)
     command = Command(
         id=str(message_id),
         namespace=namespace,
         saga=definition.name,
         sagaversion=definition.version,
         sagaid=saga_id,
-        runid=key,
+        runid=runid,
         step=step.name,
         activity=step.activity.name,
         direction=dispatch.direction.value,
@@ -107,5 +106,9 @@ def outbox_row(
         replyto=replies_channel(namespace),
     )
     return OutboxRow(
-        message_id, part_of(key), commands_channel(namespace, step.queue), key, encode_command(command, data)
+        message_id,
+        part_of(runid),
+        commands_channel(namespace, step.queue),
+        runid,
+        encode_command(command, data),
     )
