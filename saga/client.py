@@ -323,7 +323,7 @@ class Client:
                 state.status,
                 state.encode(),
                 raw,
-                next_due_ms(definition.engine, state),
+                next_due_ms(definition.engine, state, 0),
                 None,
             )
         )

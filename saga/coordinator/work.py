@@ -313,7 +313,7 @@ class BatchWork:
 
     def _wakeup_ms(self, run: _Run) -> int | None:
         """Keep a stored wake-up that comes no later than needed: moving it would write an index entry each time."""
-        due = next_due_ms(run.definition.engine, run.state)
+        due = next_due_ms(run.definition.engine, run.state, run.loaded.now_ms)
         if due is None:
             return None
         if self.due_in_ms is None or due - run.loaded.now_ms < self.due_in_ms:
@@ -323,7 +323,7 @@ class BatchWork:
 
     def _deferred_ms(self, run: _Run) -> int:
         """A wake-up that found nothing to do moves to the true due time, or past the redrive budget's window."""
-        due = next_due_ms(run.definition.engine, run.state)
+        due = next_due_ms(run.definition.engine, run.state, run.loaded.now_ms)
         now = run.loaded.now_ms
         return due if due is not None and due > now else now + DEFER_MS
 

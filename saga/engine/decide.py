@@ -328,14 +328,18 @@ def _resend_ms(definition: Definition, state: State) -> int | None:
     return at_ms if last is None or at_ms < last else None
 
 
-def next_due_ms(definition: Definition, state: State) -> int | None:
-    """Return when an open instance must be woken at the latest, in database time; None for a closed one."""
+def next_due_ms(definition: Definition, state: State, now_ms: int) -> int | None:
+    """Return when an open instance must be woken at the latest, in database time; None for a closed one.
+
+    After a wake-up at `now_ms` that is later than `now_ms`, save where a resend waits for its turn.
+    """
     waiting = state.outstanding
     if waiting is None or state.status in CLOSED:
         return None
     if waiting.retry_ms is not None:
         return waiting.retry_ms
-    closes, resend = _closes_ms(definition, state), _resend_ms(definition, state)
+    last, closes = _last_send_ms(definition, state), _closes_ms(definition, state)
+    resend = None if last is not None and now_ms >= last else _resend_ms(definition, state)
     if closes is None or resend is None:
         return resend if closes is None else closes
     return min(closes, resend)

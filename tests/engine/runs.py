@@ -197,7 +197,7 @@ class SagaRun:
 
     @property
     def due_ms(self) -> int | None:
-        return next_due_ms(self.definition, self.state)
+        return next_due_ms(self.definition, self.state, self.now_ms)
 
     @property
     def past_pivot(self) -> bool:

@@ -130,7 +130,7 @@ class Explorer:
 
     def _time(self, world: World) -> Iterator[World]:
         """The clock moves to the next wake-up: at no cost if nothing else can happen, else somebody was slow."""
-        due = next_due_ms(self.definition, world.state)
+        due = next_due_ms(self.definition, world.state, 0)
         if due is not None:
             busy = bool(world.commands or world.replies) and world.state.outstanding is not None
             waiting_to_retry = (
