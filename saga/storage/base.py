@@ -220,9 +220,12 @@ class CoordinatorStore(Protocol):
         ...
 
     async def read_pending(
-        self, limit: int, served: Collection[tuple[str, int]]
+        self, above: int, limit: int, served: Collection[tuple[str, int]]
     ) -> Sequence[tuple[int, bytes]]:
-        """Return stored replies of versions served here, oldest first: id and body (P29)."""
+        """Return a page of stored replies of versions served here, ascending id: id and body (P29).
+
+        `above` is the last id of the page before, 0 for the first; less than `limit` of them are the last page.
+        """
         ...
 
     async def register(self, definitions: Sequence[tuple[str, int, str, str]]) -> Sequence[str]:
