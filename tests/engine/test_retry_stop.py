@@ -29,7 +29,7 @@ Next = Callable[[State], Event]
 def fail(state: State, *, at_ms: int = 0, **how: Any) -> Event:
     waiting = state.outstanding
     assert waiting is not None
-    known = {
+    known: dict[str, Any] = {
         "at_ms": max(at_ms, waiting.sent_ms),
         "command_id": waiting.command_id,
         "attempt": waiting.attempt,
