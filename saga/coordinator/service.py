@@ -160,6 +160,7 @@ class Coordinator:
         while not self._stopping.is_set():
             try:
                 await loop()
+                return  # no error: we stop, or the consumer was closed and there will never be more
             except Exception as error:  # lint: allow broad-except because this is the supervisor of the loops
                 log.error("the loop %s begins again after %s", name, type(error).__name__)
                 await self._clock.sleep(POLL_SECONDS)
