@@ -7,7 +7,7 @@ from saga.client import Client, Description, Handle
 from saga.compensation.kinds import StepKind
 from saga.definition.activity import Activity, Participant
 from saga.definition.builder import Saga
-from saga.definition.refs import make
+from saga.definition.refs import arguments, make
 from saga.errors import (
     AlreadyClosed,
     AlreadyOpen,
@@ -96,5 +96,6 @@ __all__ = [
     "UnsupportedDatabase",
     "WouldDeadlock",
     "WrongDatabase",
+    "arguments",
     "make",
 ]

@@ -97,6 +97,7 @@ class Coordinator:
         self._wake = asyncio.Event()
         self._next_due = 0.0
         self._pending_at = 0.0
+        self._pending_above = 0
         self._held_back: dict[int, float] = {}
         self._queues: dict[tuple[str, str], str] = {}
         self._done: list[tuple[Consumer, Delivery]] = []
@@ -168,6 +169,7 @@ class Coordinator:
         while not self._stopping.is_set():
             try:
                 await loop()
+                return  # no error: we stop, or the consumer was closed and there will never be more
             except Exception as error:  # lint: allow broad-except because this is the supervisor of the loops
                 log.error("the loop %s begins again after %s", name, type(error).__name__)
                 await self._clock.sleep(POLL_SECONDS)
@@ -364,14 +366,21 @@ class Coordinator:
             woken.cancel()
 
     async def _take_pending(self) -> None:
-        """P29: apply replies that another release stored for versions which this process has."""
+        """P29: apply replies that another release stored for versions which this process has.
+
+        A page each turn and then from the front again: what cannot be applied yet never hides what is behind it.
+        """
         now = self._clock.monotonic()
         served = self._registry.served()
         if now < self._pending_at or not served:
             return
-        self._pending_at = now + PENDING_SECONDS
         self._held_back = {id_: until for id_, until in self._held_back.items() if until > now}
-        for id_, body in await self._store.read_pending(DUE_BATCH, served):
+        page = await self._store.read_pending(self._pending_above, DUE_BATCH, served)
+        if len(page) < DUE_BATCH:
+            self._pending_above, self._pending_at = 0, now + PENDING_SECONDS
+        else:
+            self._pending_above = page[-1][0]
+        for id_, body in page:
             if id_ not in self._held_back:
                 # applied once a minute at most: what made it fail may have been mended meanwhile
                 self._held_back[id_] = now + POISON_SECONDS

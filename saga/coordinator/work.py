@@ -189,9 +189,6 @@ class BatchWork:
         run.state = state
         for effect in effects:
             self._carry_out(run, effect)
-        if isinstance(arrival, ReplyArrival) and arrival.pending_id is not None and not run.changes.incidents:
-            # what was set apart with this reply is mended
-            run.changes.resolved.append((arrival.run_id, arrival.reply.step))
 
     def _may_resend(self, run: _Run, arrival: Arrival) -> bool:
         if not isinstance(arrival, TimerArrival) or run.state.outstanding is None:
@@ -286,6 +283,9 @@ class BatchWork:
                 result,
             )
         )
+        if run.loaded.status == Status.NEEDS_ATTENTION:
+            # if it was set apart, what held it is mended, and its row has the status of its state again
+            run.changes.mended.append(run.loaded.run_id)
 
     def _dispatch(self, run: _Run, dispatch: Dispatch, values: Mapping[ValueKey, bytes]) -> None:
         run_id, definition = run.loaded.run_id, run.definition
@@ -330,13 +330,17 @@ class BatchWork:
     # --- setting apart ------------------------------------------------------------------------
 
     def _set_apart(self, row: Loaded, definition: SagaDefinition, error: Exception) -> None:
-        """P9: an incident of its own, a later wake-up, and all that came for it kept beside it."""
+        """P9, I3: an incident of its own, the row's status, a later wake-up, and all that came for it kept beside it.
+
+        The state stays as it is, whatever is wrong with it; so does the version, and there is no line of history.
+        """
         reason = str(error) if isinstance(error, Unwritable) else type(error).__name__
         log.error("saga %s run %s is set apart after %s", row.saga, row.run_id, reason)
         mine = [arrival for arrival in self.arrivals if arrival.run_id == row.run_id]
         about = {arrival.reply.step for arrival in mine if isinstance(arrival, ReplyArrival)}
         step = next((each.name for each in definition.steps if each.name in about), "")
         self._changes.incidents.append(incident(row.run_id, row.saga, IncidentKind.POISON, step, reason))
+        self._changes.flagged.append((row.run_id, row.version))
         self._changes.woken.append((row.run_id, row.now_ms + 10 * DEFER_MS))
         for arrival in mine:
             self._keep(row, arrival)
@@ -399,6 +403,8 @@ def _join(into: Changes, part: Changes) -> None:
     into.woken += part.woken
     into.incidents += part.incidents
     into.resolved += part.resolved
+    into.flagged += part.flagged
+    into.mended += part.mended
     into.stale += part.stale
     into.pending += part.pending
     into.taken += part.taken

@@ -26,6 +26,7 @@ from typing import (
     Generic,
     ParamSpec,
     TypeVar,
+    TypeVarTuple,
     cast,
     get_args,
     get_origin,
@@ -33,7 +34,7 @@ from typing import (
 )
 
 from saga.compensation.kinds import StepKind
-from saga.definition.refs import Owner, Ref
+from saga.definition.refs import Arguments, Owner, Ref
 from saga.errors import DefinitionError, DuplicateActivity
 from saga.outcomes import ActivityContext, Refused, Result
 from saga.payloads import NONE, Codec, Signature, codec, signature
@@ -43,6 +44,12 @@ I = TypeVar("I")  # noqa: E741 - I for input, O for output, U for undo data
 O = TypeVar("O")  # noqa: E741
 U = TypeVar("U")
 P = ParamSpec("P")
+Ts = TypeVarTuple("Ts")
+# Payload arguments as a type checker can tell them from a session and a context: not those that are dataclasses.
+A = TypeVar("A", bound="Payload")
+B = TypeVar("B", bound="Payload")
+N = TypeVar("N", bound="Injected")
+M = TypeVar("M", bound="Injected")
 
 
 class Unset:
@@ -232,6 +239,30 @@ class Participant:
 
     @overload
     def activity(
+        self, function: Callable[[A, B, *Ts, N, M], Awaitable[Result[O, U]]], /
+    ) -> Activity[Arguments[A, B, *Ts], O, ...]: ...
+    @overload
+    def activity(
+        self, function: Callable[[A, B, *Ts, N, M], Awaitable[O]], /
+    ) -> Activity[Arguments[A, B, *Ts], O, ...]: ...
+    @overload
+    def activity(
+        self, function: Callable[[A, B, *Ts, N], Awaitable[Result[O, U]]], /
+    ) -> Activity[Arguments[A, B, *Ts], O, ...]: ...
+    @overload
+    def activity(
+        self, function: Callable[[A, B, *Ts, N], Awaitable[O]], /
+    ) -> Activity[Arguments[A, B, *Ts], O, ...]: ...
+    @overload
+    def activity(
+        self, function: Callable[[A, B, *Ts], Awaitable[Result[O, U]]], /
+    ) -> Activity[Arguments[A, B, *Ts], O, ...]: ...
+    @overload
+    def activity(
+        self, function: Callable[[A, B, *Ts], Awaitable[O]], /
+    ) -> Activity[Arguments[A, B, *Ts], O, ...]: ...
+    @overload
+    def activity(
         self, function: Callable[Concatenate[I, P], Awaitable[Result[O, U]]], /
     ) -> Activity[I, O, Concatenate[I, P]]: ...
 
@@ -285,6 +316,8 @@ class Participant:
     ) -> Any:
         """Declare an activity by its implementation.
 
+        The function takes its payload first, then what it needs of an `AsyncSession` and an `ActivityContext`. Several
+        payload arguments travel as one generated model; a step gives them by `arguments(...)`.
         `batch=N` (1 to 1,000): the function takes a list of up to N inputs in one session and returns a list of as
         many outputs, `Result`s or `Refused`; an item answered `Refused` must have written nothing (P24).
         `non_retryable` names exceptions that no retry can mend. Raises DefinitionError, DuplicateActivity.
@@ -390,11 +423,72 @@ class Participant:
 
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import date, time
+    from decimal import Decimal
+    from enum import Enum
     from typing import Protocol
+
+    from pydantic import BaseModel
+
+    class _Session(Protocol):
+        """An AsyncSession, which this package must not import."""
+
+        @property
+        def sync_session_class(self) -> Any: ...
+
+    class _Uuid(Protocol):
+        """A UUID, which this package does not import so that it makes none."""
+
+        @property
+        def urn(self) -> str: ...
+
+    Injected = _Session | ActivityContext
+    Payload = (
+        BaseModel
+        | str
+        | bytes
+        | float
+        | Decimal
+        | date
+        | time
+        | timedelta
+        | _Uuid
+        | Enum
+        | Sequence[Any]
+        | Mapping[Any, Any]
+        | set[Any]
+        | frozenset[Any]
+        | None
+    )
 
     class _Decorator(Protocol):
         """What `activity(...)` returns: makes an activity of a handler for one command."""
 
+        @overload
+        def __call__(
+            self, function: Callable[[A, B, *Ts, N, M], Awaitable[Result[O, U]]], /
+        ) -> Activity[Arguments[A, B, *Ts], O, ...]: ...
+        @overload
+        def __call__(
+            self, function: Callable[[A, B, *Ts, N, M], Awaitable[O]], /
+        ) -> Activity[Arguments[A, B, *Ts], O, ...]: ...
+        @overload
+        def __call__(
+            self, function: Callable[[A, B, *Ts, N], Awaitable[Result[O, U]]], /
+        ) -> Activity[Arguments[A, B, *Ts], O, ...]: ...
+        @overload
+        def __call__(
+            self, function: Callable[[A, B, *Ts, N], Awaitable[O]], /
+        ) -> Activity[Arguments[A, B, *Ts], O, ...]: ...
+        @overload
+        def __call__(
+            self, function: Callable[[A, B, *Ts], Awaitable[Result[O, U]]], /
+        ) -> Activity[Arguments[A, B, *Ts], O, ...]: ...
+        @overload
+        def __call__(
+            self, function: Callable[[A, B, *Ts], Awaitable[O]], /
+        ) -> Activity[Arguments[A, B, *Ts], O, ...]: ...
         @overload
         def __call__(
             self, function: Callable[Concatenate[I, P], Awaitable[Result[O, U]]], /

@@ -21,6 +21,7 @@ from saga.compensation.kinds import StepKind, StepShape, check_kinds
 from saga.definition.activity import UNSET, Activity, Limit, Unset, check_name
 from saga.definition.refs import (
     SAGA_INPUT,
+    Arguments,
     Expression,
     Make,
     Ref,
@@ -219,8 +220,9 @@ class Saga(Generic[I, R]):
     ) -> Saga[I, R]:
         """Return the saga with one more step.
 
-        `input` is a reference (`saga.input.account`, `withdraw.out`) or `make(Type, field=reference, ...)`; without
-        it the step takes the saga's own input. `name` is the activity's name unless given; two steps with one
+        `input` is a reference (`saga.input.account`, `withdraw.out`) or `make(Type, field=reference, ...)`, for a
+        handler with several payload arguments `arguments(reference, ...)`; without it the step takes the saga's own
+        input. `name` is the activity's name unless given; two steps with one
         activity need it. What else is given goes before what the activity says. Raises DefinitionError.
         """
         if not _is_activity(activity):
@@ -262,11 +264,28 @@ class Saga(Generic[I, R]):
         return saga
 
     def _expression(self, activity: Activity[Any, Any, Any], input: Any) -> Expression:
+        if isinstance(input, Arguments):
+            return self._spread(activity, input.values)
         if not isinstance(input, Unset):
             return as_expression(input, what=f"input of {activity.name!r}")
         if activity.input is NONE and self._input is not NONE:
             return as_expression(None, what="no input")
         return Ref(SAGA_INPUT, (), self._input.type)
+
+    def _spread(self, activity: Activity[Any, Any, Any], values: tuple[Any, ...]) -> Expression:
+        names = activity.handler.spread if activity.handler is not None else None
+        if names is None:
+            raise DefinitionError(
+                f"Activity {activity.name!r} takes one payload; give the step that, not arguments(...).",
+                saga=self._name,
+            )
+        if len(names) != len(values):
+            raise DefinitionError(
+                f"Activity {activity.name!r} takes {len(names)} arguments ({', '.join(names)}), not {len(values)}.",
+                saga=self._name,
+            )
+        fields = zip(names, values, strict=True)
+        return Make(activity.input.type, {name: as_expression(value, what=name) for name, value in fields})
 
     def _check_draft(self, draft: _Draft) -> None:
         """Find at the line of the step what later lines cannot mend."""

@@ -14,11 +14,13 @@ from typing import (
     Annotated,
     Any,
     Final,
+    Generic,
     Literal,
     NamedTuple,
     NoReturn,
     ParamSpec,
     TypeVar,
+    TypeVarTuple,
     Union,
     cast,
     get_args,
@@ -34,6 +36,7 @@ from saga.payloads import codec
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 SAGA_INPUT: Final = ""
 """Source name of the saga's own input; every other source is the name of a step."""
@@ -146,6 +149,23 @@ def make(type_: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     if args:
         raise DefinitionError(f"make({_name(type_)}): name the fields as keywords.")
     return cast("T", Make(type_, {name: as_expression(value, what=name) for name, value in kwargs.items()}))
+
+
+class Arguments(Generic[*Ts]):
+    """The payload of a handler that takes several arguments. Made by `arguments`."""
+
+    __slots__ = ("values",)
+
+    def __init__(self, values: tuple[*Ts]) -> None:
+        self.values: tuple[Any, ...] = values
+
+
+def arguments(*values: *Ts) -> Arguments[*Ts]:
+    """Give a handler with several payload arguments each of them, in its order: references or constants.
+
+    `.step(pay, arguments(saga.input.account, withdraw.out.amount))` for `async def pay(account: str, amount: int)`.
+    """
+    return Arguments(values)
 
 
 def as_expression(value: Any, *, what: str) -> Expression:

@@ -7,9 +7,18 @@ from typing import Any, NamedTuple
 from pydantic_core import to_json
 
 from saga.engine.effects import Dispatch, Effect
-from saga.engine.events import ActivityFailed, ActivityRefused, CompensationFailed, CompensationRefused, Event
+from saga.engine.events import (
+    ActivityFailed,
+    ActivityRefused,
+    CancelRequested,
+    CompensationFailed,
+    CompensationRefused,
+    Event,
+    TimerFired,
+)
 from saga.engine.model import Definition
 from saga.engine.state import State
+from saga.messages import Direction
 
 
 class HistoryEntry(NamedTuple):
@@ -20,7 +29,7 @@ class HistoryEntry(NamedTuple):
     direction: str | None
     attempt: int | None
     detail: str
-    """JSON: status, code or error class, the command sent, when the next attempt is due."""
+    """JSON: status, code or error class, the command sent, when the next attempt is due, else why there is none."""
 
 
 def entry(
@@ -37,11 +46,13 @@ def entry(
         step=definition.steps[waiting.step].name if waiting else None,
         direction=waiting.direction if waiting else None,
         attempt=waiting.attempt if waiting else None,
-        detail=_detail(event, definition, after, effects),
+        detail=_detail(event, definition, before, after, effects),
     )
 
 
-def _detail(event: Event, definition: Definition, after: State, effects: tuple[Effect, ...]) -> str:
+def _detail(
+    event: Event, definition: Definition, before: State, after: State, effects: tuple[Effect, ...]
+) -> str:
     detail: dict[str, Any] = {"status": str(after.status)}
     if isinstance(event, ActivityRefused | CompensationRefused):
         detail["code"] = event.code
@@ -58,4 +69,26 @@ def _detail(event: Event, definition: Definition, after: State, effects: tuple[E
             ]
     if after.outstanding is not None and after.outstanding.retry_ms is not None:
         detail["retry_ms"] = after.outstanding.retry_ms
+    if isinstance(event, ActivityFailed | TimerFired | CancelRequested):
+        stop = _retry_stop(event, definition, before, after)
+        if stop is not None:
+            detail["retry_stop"] = stop
     return to_json(detail).decode()
+
+
+def _retry_stop(event: Event, definition: Definition, before: State, after: State) -> str | None:
+    """Return why the step that was outstanding is not tried again; None while it is (row D-03)."""
+    ended, goes_on = before.outstanding, after.outstanding
+    if ended is None or ended.direction is not Direction.FORWARD:
+        return None
+    if goes_on is not None and goes_on.direction is Direction.FORWARD:
+        return None
+    if before.cause is not None or isinstance(event, CancelRequested):
+        return "cancelled"
+    if isinstance(event, ActivityFailed):
+        if not event.retryable:
+            return "not_retryable"
+        attempts = definition.steps[ended.step].retry.attempts
+        if attempts is not None and ended.attempt >= attempts:
+            return "attempts"
+    return "schedule_to_close"

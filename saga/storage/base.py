@@ -83,6 +83,8 @@ class Loaded(NamedTuple):
     input: bytes
     now_ms: int
     wakeup_ms: int | None
+    status: str
+    """As the row has it; `needs_attention` over another status in `state` says that the instance was set apart."""
 
 
 class MovedRow(NamedTuple):
@@ -169,6 +171,10 @@ class Changes:
     incidents: list[IncidentRow] = field(default_factory=list)
     resolved: list[tuple[UUID, str]] = field(default_factory=list)
     """Incidents to close: run id and step."""
+    flagged: list[tuple[UUID, int]] = field(default_factory=list)
+    """Instances set apart at this version: their rows' status alone becomes `needs_attention` (I3)."""
+    mended: list[UUID] = field(default_factory=list)
+    """Instances that moved again: their poison incidents are closed."""
     stale: list[StaleRow] = field(default_factory=list)
     pending: list[PendingRow] = field(default_factory=list)
     taken: list[tuple[UUID, int]] = field(default_factory=list)
@@ -225,9 +231,12 @@ class CoordinatorStore(Protocol):
         ...
 
     async def read_pending(
-        self, limit: int, served: Collection[tuple[str, int]]
+        self, above: int, limit: int, served: Collection[tuple[str, int]]
     ) -> Sequence[tuple[int, bytes]]:
-        """Return stored replies of versions served here, oldest first: id and body (P29)."""
+        """Return a page of stored replies of versions served here, ascending id: id and body (P29).
+
+        `above` is the last id of the page before, 0 for the first; less than `limit` of them are the last page.
+        """
         ...
 
     async def register(self, definitions: Sequence[tuple[str, int, str, str]]) -> Sequence[str]:

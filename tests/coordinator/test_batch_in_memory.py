@@ -67,7 +67,7 @@ def test_a_command_sent_twice_within_one_batch_is_written_once_with_its_input() 
         outcome="done",
         data={"output": {"place": 7}, "undo": None},
     )
-    loaded = {RUN: Loaded(RUN, "order", 1, "o-1", 1, state.encode(), b'{"item":"x"}', 5, 30_000)}
+    loaded = {RUN: Loaded(RUN, "order", 1, "o-1", 1, state.encode(), b'{"item":"x"}', 5, 30_000, "running")}
     arrivals: list[Arrival] = [ReplyArrival(RUN, reply, lambda: None), TimerArrival(RUN, broker_forgot=True)]
     work = BatchWork("default", registry, arrivals, ids=SystemIds(), budget=RedriveBudget(), monotonic=0.0)
 

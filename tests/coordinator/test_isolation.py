@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection, Mapping
 from typing import Any
+from uuid import UUID
 
 import pytest
 from pydantic import BaseModel, Field
@@ -11,15 +13,19 @@ from sqlalchemy import Connection, text
 
 from saga.brokers.base import OutMessage
 from saga.client import Handle
+from saga.coordinator import service
 from saga.definition.builder import Saga
 from saga.definition.refs import make
 from saga.messages import pack
+from saga.storage.base import Changes, Loaded, ValueKey
 from saga.storage.sqlalchemy import tables as t
 from tests.coordinator.harness import HELD, Act, Node, Order, Receipt, Scripted, Stack, refuse
 from tests.coordinator.sagas import QUICK, sequence, work
 
 TWO = sequence(2)
 COUNT = 8
+UNREADABLE = '{"f":99}'
+"""A state as a newer release writes it."""
 
 
 class Strict(BaseModel):
@@ -47,13 +53,13 @@ async def one_batch(
 
 
 async def set_apart(stack: Stack, handle: Handle[Any], error: str) -> None:
-    """Check that exactly this saga has an incident, and that its reply is kept beside it."""
+    """Check that exactly this saga has an incident and asks for a person, and that its reply is kept beside it (I3)."""
     n = t.incident.c
     incidents = await stack.rows(t.incident.select().with_only_columns(n.run_id, n.kind, n.error))
     assert [tuple(row) for row in incidents] == [(handle.run_id, "poison", error)]
     pending = await stack.rows(t.pending_reply.select())
     assert [row.run_id for row in pending] == [handle.run_id]
-    assert await stack.statuses([handle]) == {handle.id: "running"}
+    assert await stack.statuses([handle]) == {handle.id: "needs_attention"}
 
 
 @pytest.mark.feature("K-05")
@@ -71,12 +77,8 @@ async def test_a_saga_whose_input_mapping_raises_is_set_apart_in_the_same_commit
 async def test_a_saga_that_cannot_be_decided_is_set_apart_and_goes_on_when_it_is_mended(stack: Stack) -> None:
     """P9, P29: its state is of a newer release; the reply waits beside it and is applied once it can be read."""
     _, participant, handles = await one_batch(stack, TWO, {})
-    [(state,)] = await stack.rows(
-        t.instance.select()
-        .with_only_columns(t.instance.c.state)
-        .where(t.instance.c.run_id == handles[5].run_id)
-    )
-    await write(stack, handles[5], '{"f":99}')
+    state = await read_state(stack, handles[5])
+    await write(stack, handles[5], UNREADABLE)
     participant.release(packed=True)
     assert set((await stack.ended([handle for handle in handles if handle.id != "x5"])).values()) == {
         "completed"
@@ -89,6 +91,110 @@ async def test_a_saga_that_cannot_be_decided_is_set_apart_and_goes_on_when_it_is
     await stack.empty(t.pending_reply, step=5)
     [incident] = await stack.rows(t.incident.select())
     assert incident.resolved_at is not None, "what healed is closed"
+
+
+@pytest.mark.feature("K-05")
+async def test_a_saga_that_a_timer_finds_unreadable_asks_for_a_person_until_it_moves_again(
+    stack: Stack,
+) -> None:
+    """I3, I10: the row alone says so; the next transition writes the state's own status and closes the incident."""
+    _, participant, handles = await one_batch(stack, TWO, {"s2": [HELD]})
+    x4 = handles[4]
+    state = await read_state(stack, x4)
+    await write(stack, x4, UNREADABLE)
+
+    async def incidents() -> list[tuple[UUID, str, str]]:
+        n = t.incident.c
+        rows = await stack.rows(
+            t.incident.select().with_only_columns(n.run_id, n.kind, n.step).where(n.resolved_at.is_(None))
+        )
+        return [(row.run_id, row.kind, row.step) for row in rows]
+
+    await stack.until(incidents, step=10)
+    assert await incidents() == [(x4.run_id, "poison", "")]
+    assert await stack.statuses([x4]) == {"x4": "needs_attention"}
+    assert await read_state(stack, x4) == UNREADABLE, "whatever is wrong with it is left as it was found"
+
+    await write(stack, x4, state)
+    participant.release()
+
+    async def moved() -> bool:
+        return (await stack.statuses([x4])) == {"x4": "running"}
+
+    await stack.until(moved, step=1)
+    assert await incidents() == []
+    while (await stack.statuses(handles)) != dict.fromkeys([each.id for each in handles], "completed"):
+        await participant.wait_held(1)
+        participant.release()
+        await stack.quiet()
+    h = t.history.c
+    versions = await stack.rows(
+        t.history.select().with_only_columns(h.version).where(h.run_id == x4.run_id).order_by(h.version)
+    )
+    assert [row.version for row in versions] == list(range(1, len(versions) + 1)), (
+        "no line for what never happened"
+    )
+
+
+class Says:
+    """Work that writes what it is told to."""
+
+    def __init__(self, changes: Changes) -> None:
+        self._changes = changes
+
+    def decide(self, loaded: Mapping[UUID, Loaded]) -> Collection[ValueKey]:
+        return ()
+
+    def changes(self, values: Mapping[ValueKey, bytes]) -> Changes:
+        return self._changes
+
+
+async def test_what_another_process_moved_or_closed_meanwhile_is_not_marked_as_set_apart(
+    stack: Stack,
+) -> None:
+    """P1: the mark is for the version that could not be advanced."""
+    participant = await stack.participant({"open: s2": [HELD]})
+    node = await stack.node(TWO)
+    closed = await node.client.start(TWO, Order(), id="closed")
+    await stack.ended([closed])
+    open_ = await node.client.start(TWO, Order(), id="open")
+    await participant.wait_held(1)
+    for flagged, status in (((open_.run_id, 1), "running"), ((open_.run_id, 2), "needs_attention")):
+        changes = Changes(flagged=[flagged, (closed.run_id, 3)])
+        await node.store.advance([open_.run_id, closed.run_id], Says(changes), ())
+        assert await stack.statuses([open_, closed]) == {"open": status, "closed": "completed"}
+
+
+@pytest.mark.feature("A-13")
+async def test_replies_that_cannot_be_applied_hide_none_behind_them(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P29: the stored replies are gone through page by page, so a first page that stays is no end."""
+    monkeypatch.setattr(service, "DUE_BATCH", 2)
+    _, participant, handles = await one_batch(stack, TWO, {})
+    states = [await read_state(stack, handle) for handle in handles]
+    for handle in handles:
+        await write(stack, handle, UNREADABLE)
+    participant.release()
+
+    async def kept() -> bool:
+        return await stack.count(t.pending_reply) == COUNT
+
+    await stack.until(kept)
+    p = t.pending_reply.c
+    [last] = await stack.rows(t.pending_reply.select().order_by(p.id.desc()).limit(1))
+    place = [handle.run_id for handle in handles].index(last.run_id)
+    await write(stack, handles[place], states[place])
+    assert await stack.ended([handles[place]], step=10) == {handles[place].id: "completed"}
+    assert participant.effects(handles[place].id) == ["s1", "s2"]
+
+
+async def read_state(stack: Stack, handle: Handle[Any]) -> str:
+    i = t.instance.c
+    [(state,)] = await stack.rows(
+        t.instance.select().with_only_columns(i.state).where(i.run_id == handle.run_id)
+    )
+    return str(state)
 
 
 async def write(stack: Stack, handle: Handle[Any], state: str) -> None:

@@ -14,10 +14,10 @@ from saga.storage.sqlalchemy import tables as t
 from tests.coordinator.harness import COMMAND_LOST, DONE, PATIENCE, Order, Receipt, Stack, calls, fail
 from tests.coordinator.sagas import QUICK, sequence, work
 
-STEPS = 150
+STEPS = 300
 
 
-@pytest.mark.feature("A-01", acceptance=True, scale=STEPS / 300)
+@pytest.mark.feature("A-01", acceptance=True)
 async def test_a_late_step_costs_what_step_3_costs(stack: Stack, request: pytest.FixtureRequest) -> None:
     """A-01: at most one commit per reply; the same statements and rows however long the saga is."""
     participant = await stack.participant()

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from saga.compensation.kinds import StepKind
 from saga.definition.activity import Activity, Participant
 from saga.definition.builder import STEPS_MAX, Saga
-from saga.definition.refs import SAGA_INPUT, make
+from saga.definition.refs import SAGA_INPUT, arguments, make
 from saga.definition.registry import Registry
 from saga.errors import DefinitionChanged, DefinitionError, PayloadInvalid, UnknownSaga
 from saga.retry import COMPENSATION, FORWARD, RetryPolicy
@@ -286,6 +286,56 @@ def test_an_undo_with_an_end_is_refused() -> None:
         )
 
     assert "attempts=None" in caught.value.text
+
+
+@pytest.mark.feature("D-01")
+@pytest.mark.feature("D-02")
+def test_a_handler_with_several_payload_arguments_gets_each_of_them_by_its_place() -> None:
+    """What travels is one object with the arguments' names, strict as any payload."""
+    pay = paying()
+    step = start.step(withdraw).step(pay, arguments(withdraw.out.reference, start.input.amount, 3))
+    values = {SAGA_INPUT: INPUT, "withdraw": b'{"reference":"w-1"}'}
+
+    sent = step.compile().step_input(1, values)
+
+    assert json.loads(sent) == {"account": "w-1", "amount": 5, "copies": 3}
+    assert pay.input.decode(sent).amount == 5
+
+
+@pytest.mark.feature("D-01")
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ((start.input.source, start.input.amount), "takes 3 arguments (account, amount, copies), not 2"),
+        ((start.input.source, start.input.amount, 1, 1), "not 4"),
+        ((start.input.source, start.input.source, 1), "amount"),
+        ((start.input.source, start.input.amount, "1"), "copies"),
+    ],
+    ids=["too few", "too many", "a reference of another type", "a constant of another type"],
+)
+def test_arguments_that_do_not_fit_are_refused_where_the_step_is_declared(
+    given: tuple[Any, ...], said: str
+) -> None:
+    """The second and later ones too, as the type checkers do."""
+    with pytest.raises(DefinitionError) as caught:
+        start.step(paying(), arguments(*given))
+
+    assert said in caught.value.text
+
+
+@pytest.mark.feature("D-01")
+def test_arguments_for_an_activity_with_one_payload_are_refused() -> None:
+    for given in (arguments(start.input), arguments(start.input.source, start.input.amount)):
+        with pytest.raises(DefinitionError, match="SG101") as caught:
+            start.step(withdraw, given)  # type: ignore[misc]
+        assert "takes one payload" in caught.value.text
+
+
+def paying() -> Activity[Any, None, ...]:
+    @Participant("till", start_to_close=timedelta(seconds=1)).activity(no_compensation="a test")
+    async def pay(account: str, amount: int, copies: int) -> None: ...
+
+    return pay
 
 
 @pytest.mark.feature("D-01")

@@ -27,6 +27,7 @@ NAMES = (
     "RetryPolicy",
     "Saga",
     "StepKind",
+    "arguments",
     "make",
     "AlreadyClosed",
     "AlreadyOpen",

@@ -152,12 +152,16 @@ class SqlCoordinatorStore:
         )
 
     async def read_pending(
-        self, limit: int, served: Collection[tuple[str, int]]
+        self, above: int, limit: int, served: Collection[tuple[str, int]]
     ) -> Sequence[tuple[int, bytes]]:
         p = t.pending_reply.c
         query = (
             select(p.id, p.body)
-            .where(p.namespace == self._namespace, tuple_(p.saga, p.saga_version).in_(list(served)))
+            .where(
+                p.namespace == self._namespace,
+                tuple_(p.saga, p.saga_version).in_(list(served)),
+                p.id > above,
+            )
             .order_by(p.id)
             .limit(limit)
         )

@@ -20,7 +20,7 @@ from saga.storage.sqlalchemy.statements import Statements, has_rare, without
 LOAD: Final = text("""
 SELECT run_id, saga, saga_version, saga_id, version, state, input,
        CAST(EXTRACT(EPOCH FROM clock_timestamp() - created_at) * 1000 AS bigint),
-       CAST(EXTRACT(EPOCH FROM wakeup_at - created_at) * 1000 AS bigint)
+       CAST(EXTRACT(EPOCH FROM wakeup_at - created_at) * 1000 AS bigint), status
   FROM saga_instance
  WHERE namespace = :namespace AND run_id = ANY(CAST(:run_ids AS uuid[]))
 """)

@@ -15,6 +15,8 @@ from sqlalchemy import Connection, Insert, Table, bindparam, delete, func, inser
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from saga.clock import Clock
+from saga.engine.effects import IncidentKind
+from saga.engine.state import Status
 from saga.storage.base import (
     Advanced,
     Changes,
@@ -69,6 +71,7 @@ class Statements:
                 i.input,
                 i.created_at,
                 i.wakeup_at,
+                i.status,
             )
             .where(i.namespace == self.namespace, i.run_id.in_(sorted(run_ids)))
             .order_by(i.run_id)
@@ -80,6 +83,7 @@ class Statements:
                 *row[:7],
                 now_ms=milliseconds(now, row.created_at),
                 wakeup_ms=None if row.wakeup_at is None else milliseconds(row.wakeup_at, row.created_at),
+                status=row.status,
             )
             for row in rows
         }
@@ -187,6 +191,8 @@ class Statements:
         """Write what most batches do not have."""
         if changes.woken:
             self._wake(connection, changes.woken)
+        if changes.flagged:
+            self._flag(connection, changes.flagged)
         for row in changes.incidents:
             self.raise_incident(connection, row, now)
         for run_id, step in changes.resolved:
@@ -198,6 +204,8 @@ class Statements:
                 )
                 .values(resolved_at=now)
             )
+        if changes.mended:
+            self._mend(connection, changes.mended, now)
         self._insert(
             connection, t.stale_reply, [{**row._asdict(), "received_at": now} for row in changes.stale]
         )
@@ -228,6 +236,37 @@ class Statements:
             .where(i.namespace == self.namespace, i.run_id == bindparam("b_run_id"), i.closed_at.is_(None))
             .values(wakeup_at=bindparam("b_wakeup_at")),
             [{"b_run_id": run_id, "b_wakeup_at": wakeup(created[run_id], ms)} for run_id, ms in woken],
+        )
+
+    def _flag(self, connection: Connection, flagged: Sequence[tuple[UUID, int]]) -> None:
+        """Let the row alone say that it needs a person: its state may be what cannot be read or written.
+
+        The next transition writes the status that follows from its state. What has moved meanwhile is not set apart.
+        """
+        i = t.instance.c
+        connection.execute(
+            update(t.instance)
+            .where(
+                i.namespace == self.namespace,
+                i.run_id == bindparam("b_run_id"),
+                i.version == bindparam("b_version"),
+                i.closed_at.is_(None),
+            )
+            .values(status=Status.NEEDS_ATTENTION),
+            [{"b_run_id": run_id, "b_version": version} for run_id, version in sorted(flagged)],
+        )
+
+    def _mend(self, connection: Connection, mended: Sequence[UUID], now: datetime) -> None:
+        n = t.incident.c
+        connection.execute(
+            update(t.incident)
+            .where(
+                n.namespace == self.namespace,
+                n.run_id.in_(mended),
+                n.kind == IncidentKind.POISON,
+                n.resolved_at.is_(None),
+            )
+            .values(resolved_at=now)
         )
 
     def raise_incident(self, connection: Connection, row: IncidentRow, now: datetime) -> None:
@@ -350,6 +389,8 @@ def without(changes: Changes, run_ids: Collection[UUID]) -> Changes:
         woken=[row for row in changes.woken if row[0] not in run_ids],
         incidents=[row for row in changes.incidents if row.run_id not in run_ids],
         resolved=[row for row in changes.resolved if row[0] not in run_ids],
+        flagged=[row for row in changes.flagged if row[0] not in run_ids],
+        mended=[run_id for run_id in changes.mended if run_id not in run_ids],
         stale=[row for row in changes.stale if row.run_id not in run_ids],
         pending=[row for row in changes.pending if row.run_id not in run_ids],
         taken=[row for row in changes.taken if row[0] not in run_ids],
@@ -363,6 +404,8 @@ def has_rare(changes: Changes) -> bool:
         changes.woken
         or changes.incidents
         or changes.resolved
+        or changes.flagged
+        or changes.mended
         or changes.stale
         or changes.pending
         or changes.taken

@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 from typing import assert_type
+from uuid import UUID
 
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -17,6 +18,7 @@ from saga import (
     Result,
     RetryPolicy,
     Saga,
+    arguments,
     make,
 )
 
@@ -75,6 +77,34 @@ async def reserve(transfer: Transfer) -> Result[Receipt, int]:
 async def release(transfer: Transfer, undo: int | None) -> None: ...
 
 
+@accounts.activity(no_compensation="only a note")
+async def book(account: str, amount: int, session: AsyncSession) -> Receipt:
+    return Receipt(reference=account)
+
+
+@accounts.activity
+async def hold(
+    account: str, amount: int, context: ActivityContext, session: AsyncSession
+) -> Result[Receipt, int]:
+    return Result(Receipt(reference=account), undo=amount)
+
+
+@accounts.activity
+async def tell(transfer: Transfer, note: str | None, token: UUID) -> None: ...
+
+
+@accounts.activity
+async def named(transfer: Transfer, *, session: AsyncSession) -> Receipt:
+    return Receipt(reference="n")
+
+
+@accounts.activity
+async def in_context(transfer: Transfer, context: ActivityContext) -> Receipt:
+    return Receipt(reference=context.operation_key)
+
+
+assert_type(book.out.reference, str)
+assert_type(hold.out, Receipt)
 look = accounts.contract("look", str, Receipt, kind=READ_ONLY)
 notify = accounts.contract("notify", Transfer, type(None), kind=RETRIABLE)
 
@@ -97,6 +127,11 @@ whole = (
         deposit,
         make(Deposit, account=start.input.target, amount=start.input.amount, reference=reserve.out.reference),
     )
+    .step(book, arguments(start.input.source, start.input.amount))
+    .step(hold, arguments(withdraw.at("second").out.reference, 3))
+    .step(tell, arguments(start.input, deposit.out.reference, UUID(int=1)))
+    .step(named)
+    .step(in_context)
     .step(notify)
 )
 assert_type(whole, Saga[Transfer, None])
@@ -114,3 +149,5 @@ def served(activity: Activity[Transfer, Receipt, ...]) -> Saga[Transfer, Receipt
 
 async def unit_test(session: AsyncSession) -> None:
     await withdraw(Transfer(source="a", target="b", amount=1), session)
+    await withdraw(Transfer(source="a", target="b", amount=1), session=session)
+    await book("a", 1, session)

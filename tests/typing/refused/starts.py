@@ -54,3 +54,11 @@ async def finish(client: Client, handle: Handle[Receipt], order: Transfer) -> No
     _g: Handle[str] = await client.find(saga, "t-1")  # error
     print((await handle.describe()).result)  # error
     handle.run_id = None  # error
+    _h: Handle[Transfer] = handle  # error
+    _j: Handle[Transfer] = client.handle(saga, handle.run_id)  # error
+    _k: Receipt = await client.find(saga, "t-1")  # error
+    _l: Transfer = await handle.result(timeout=timedelta(seconds=1))  # error
+    wants_transfer(handle)  # error
+
+
+def wants_transfer(handle: Handle[Transfer]) -> None: ...
