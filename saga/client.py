@@ -467,12 +467,18 @@ class Client:
     # --- looking ------------------------------------------------------------------------------
 
     async def describe(self, handle: Handle[Any]) -> Description:
-        """Return an instance as of the last commit. Raises SagaNotFound."""
+        """Return an instance as of the last commit. Raises SagaNotFound.
+
+        One whose state this release cannot read is described without its step and plan.
+        """
         row = await self._store.describe(handle.run_id)
         if row is None:
             raise SagaNotFound(saga=handle.saga, saga_id=handle.id)
         steps = handle.definition.steps
-        state = decode_state(self._namespace, str(row.run_id), row.state)
+        try:
+            state = decode_state(self._namespace, str(row.run_id), row.state)
+        except Exception:  # whatever is wrong with it, its incident is what is looked for
+            state = initial(self._namespace, str(row.run_id))
         waiting = state.outstanding
         return Description(
             namespace=self._namespace,
