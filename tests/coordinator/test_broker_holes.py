@@ -161,7 +161,7 @@ async def test_every_saga_ends_while_the_broker_is_a_black_hole_now_and_then(
         assert not [each for each in broker.pending if not each.done()]
         await broker.close()
         assert max(broker.calls) < WAIT_SECONDS_MAX
-        assert max(broker.publishes) < OPTIONS.publish_seconds_max + 2.0
+        assert max(broker.publishes) < OPTIONS.publish_seconds_max + 4.0  # and a starved loop
 
 
 def is_down(broker: RabbitMQBroker) -> bool:
