@@ -276,6 +276,7 @@ class BatchWork:
             MovedRow(
                 run.loaded.run_id,
                 run.loaded.version,
+                run.loaded.status,
                 run.version,
                 run.state.status,
                 state,

@@ -7,7 +7,6 @@ changes nothing, whatever the status (P6); it is looked at before the table is.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from typing import Final, NamedTuple
 
 from saga.compensation.plan import UndoState, current, make_plan, mark
@@ -34,13 +33,12 @@ from saga.engine.events import (
     SagaStarted,
     TimerFired,
 )
-from saga.engine.model import Definition
+from saga.engine.model import Definition, Step
 from saga.engine.state import CLOSED, Cause, CauseKind, Outstanding, State, Status
 from saga.errors import PastPivot
 from saga.messages import Direction, command_id
 from saga.retry import COMPENSATION, RetryPolicy
 
-MILLISECOND: Final = timedelta(milliseconds=1)
 UNANSWERED_MS: Final = 900_000
 """A command that must succeed, an undo for one, and is not answered for so long needs a person."""
 RETRY_AFTER_MAX_MS: Final = 7 * 86_400_000
@@ -127,27 +125,26 @@ def failed(definition: Definition, state: State, event: Event) -> Decision:
             return _hold(definition, state, event, event.error)
         return Decision(_retry_later(state, step.retry, event))
     retrying = _retry_later(state, step.retry, event)
-    if state.cause is not None or not event.retryable or _spent(step.retry, retrying):
+    if state.cause is not None or not event.retryable or _spent(step, retrying):
         cause = state.cause or Cause(CauseKind.FAILED, waiting.step, event.error, event.attempt)
         return _give_up(definition, state, cause, event)
     return Decision(retrying)
 
 
-def _spent(policy: RetryPolicy, retrying: State) -> bool:
+def _spent(step: Step, retrying: State) -> bool:
     waiting = _waiting(retrying)
-    if policy.attempts is not None and waiting.attempt >= policy.attempts:
+    if step.retry.attempts is not None and waiting.attempt >= step.retry.attempts:
         return True
-    return waiting.retry_ms is not None and _budget_over(policy, waiting, waiting.retry_ms)
+    return waiting.retry_ms is not None and _budget_over(step, waiting, waiting.retry_ms)
 
 
-def _budget_over(policy: RetryPolicy, waiting: Outstanding, at_ms: int) -> bool:
-    ends = _budget_ends_ms(policy, waiting)
+def _budget_over(step: Step, waiting: Outstanding, at_ms: int) -> bool:
+    ends = _budget_ends_ms(step, waiting)
     return ends is not None and at_ms >= ends
 
 
-def _budget_ends_ms(policy: RetryPolicy, waiting: Outstanding) -> int | None:
-    budget = policy.schedule_to_close
-    return None if budget is None else waiting.first_sent_ms + budget // MILLISECOND
+def _budget_ends_ms(step: Step, waiting: Outstanding) -> int | None:
+    return None if step.budget_ms is None else waiting.first_sent_ms + step.budget_ms
 
 
 def _give_up(definition: Definition, state: State, cause: Cause, event: Event) -> Decision:
@@ -273,7 +270,7 @@ def wake(definition: Definition, state: State, event: Event) -> Decision:
 
 def _retry_due(definition: Definition, state: State, event: Event) -> Decision:
     waiting = _waiting(state)
-    over = _budget_over(definition.steps[waiting.step].retry, waiting, event.at_ms)
+    over = _budget_over(definition.steps[waiting.step], waiting, event.at_ms)
     if over and not _must_succeed(definition, waiting):  # nobody was there to send the attempt in time
         cause = state.cause or Cause(CauseKind.TIMED_OUT, waiting.step, "schedule_to_close")
         return _give_up(definition, state, cause, event)
@@ -308,7 +305,7 @@ def _last_send_ms(definition: Definition, state: State) -> int | None:
         return None
     if state.cause is not None and step.start_to_close_ms is not None and not is_pivot:
         return waiting.sent_ms
-    return _budget_ends_ms(step.retry, waiting)
+    return _budget_ends_ms(step, waiting)
 
 
 def _closes_ms(definition: Definition, state: State) -> int | None:
@@ -409,7 +406,7 @@ def _dispatch(
     before: tuple[Effect, ...] = (),
 ) -> Decision:
     forward = waiting.direction is Direction.FORWARD
-    ends = _budget_ends_ms(definition.steps[waiting.step].retry, waiting)
+    ends = _budget_ends_ms(definition.steps[waiting.step], waiting)
     remaining: int | None = None
     if forward and ends is not None and ends > event.at_ms and not _past_pivot(definition, waiting.step):
         remaining = ends - event.at_ms

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Final
 
 from saga.compensation.kinds import StepKind, StepShape
 from saga.retry import COMPENSATION, FORWARD, RetryPolicy
+
+MILLISECOND: Final = timedelta(milliseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,12 @@ class Step:
     undo_retry: RetryPolicy = COMPENSATION
     start_to_close_ms: int | None = 30_000
     undo_start_to_close_ms: int | None = 30_000
+    budget_ms: int | None = field(init=False, repr=False, compare=False)
+    """The `schedule_to_close` of `retry`: looked at several times in every transition, divided once."""
+
+    def __post_init__(self) -> None:
+        budget = self.retry.schedule_to_close
+        object.__setattr__(self, "budget_ms", None if budget is None else budget // MILLISECOND)
 
     @property
     def shape(self) -> StepShape:

@@ -88,10 +88,14 @@ class Loaded(NamedTuple):
 
 
 class MovedRow(NamedTuple):
-    """An instance moved from version `expected` to `version` (P1). `wakeup_ms` is None when it closed."""
+    """An instance moved from version `expected` to `version` (P1). `wakeup_ms` is None when it closed.
+
+    `was` is the row's status that was decided on: setting an instance apart changes it and no version.
+    """
 
     run_id: UUID
     expected: int
+    was: str
     version: int
     status: str
     state: str

@@ -713,6 +713,7 @@ class Stack:
         if self.name != "sqlite":
             await self.run(partial(_age, seconds=seconds, held=self._held()))
         self.clock.jump(seconds)
+        self.forget()  # the two clocks did not jump at the same moment
 
     def _held(self) -> list[int]:
         """Return the outbox rows that a living process publishes itself."""
@@ -740,7 +741,7 @@ class Stack:
     def forget(self) -> None:
         """Let every process load what it would otherwise guess: somebody wrote to the database by hand."""
         for node in self.nodes:
-            node.store.recent.mistaken()
+            node.store.recent.forget()
 
     async def until(
         self,

@@ -54,7 +54,7 @@ def refuse(state: State) -> Event:
 
 
 def wake(state: State) -> Event:
-    due = next_due_ms(sequence("CC"), state)
+    due = next_due_ms(sequence("CC"), state, 0)
     assert due is not None
     return TimerFired(at_ms=due)
 

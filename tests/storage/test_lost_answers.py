@@ -90,7 +90,7 @@ class Move:
         changes = Changes()
         for number, instance in enumerate(sorted(self.moved)):
             run_id = instance.run_id
-            changes.moved.append(MovedRow(run_id, 1, 2, "running", '{"step": 2}', 2000, None))
+            changes.moved.append(MovedRow(run_id, 1, "running", 2, "running", '{"step": 2}', 2000, None))
             changes.history.append(HistoryRow(run_id, 2, "Completed", "withdraw", "forward", 1, None))
             changes.outbox.append(OutboxRow(UUID(int=300 + number), 3, "accounts", str(run_id), b"{}"))
         return changes

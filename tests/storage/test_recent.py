@@ -38,11 +38,11 @@ def new(run_id: UUID = RUN, *, input: bytes = b"{}", wakeup_ms: int | None = 30_
 
 
 def loaded(run_id: UUID = RUN, *, now_ms: int = 7) -> Loaded:
-    return Loaded(run_id, "transfer", 1, "x", 3, "{}", b"{}", now_ms, 30_000)
+    return Loaded(run_id, "transfer", 1, "x", 3, "{}", b"{}", now_ms, 30_000, "running")
 
 
 def moved() -> MovedRow:
-    return MovedRow(RUN, 3, 4, "running", '{"d": 1}', 60_000, None)
+    return MovedRow(RUN, 3, "running", 4, "running", '{"d": 1}', 60_000, None)
 
 
 def test_what_was_started_is_known_with_its_time_reckoned_on(
@@ -50,7 +50,9 @@ def test_what_was_started_is_known_with_its_time_reckoned_on(
 ) -> None:
     instances.keep_new([new()])
     clock.seconds += 1.5
-    assert instances.take([RUN])[RUN].row == Loaded(RUN, "transfer", 1, "x", 1, "{}", b"{}", 1_500, 30_000)
+    assert instances.take([RUN])[RUN].row == Loaded(
+        RUN, "transfer", 1, "x", 1, "{}", b"{}", 1_500, 30_000, "running"
+    )
 
 
 def test_what_was_moved_is_known_as_it_was_written(clock: HandClock, instances: RecentInstances) -> None:

@@ -39,7 +39,7 @@ SELECT v.run_id, v.step, v.iteration, v.round, v.kind, v.data
 """)
 
 # Names of the array parameters, in the order of the rows' fields.
-MOVED: Final = ("run_ids", "expected", "versions", "statuses", "states", "wakeups", "results")
+MOVED: Final = ("run_ids", "expected", "were", "versions", "statuses", "states", "wakeups", "results")
 STARTED: Final = (
     "run_ids",
     "sagas",
@@ -95,12 +95,12 @@ def write_statement(*, values: bool, outbox: bool, confirmed: bool) -> TextClaus
     """
     moved = """\
 u AS MATERIALIZED (
-  SELECT * FROM unnest(CAST(:run_ids AS uuid[]), CAST(:expected AS int[]), CAST(:versions AS int[]),
-                       CAST(:statuses AS text[]), CAST(:states AS text[]), CAST(:wakeups AS bigint[]),
-                       CAST(:results AS bytea[]))
-         AS u(run_id, expected, version, status, state, wakeup_ms, result)),
+  SELECT * FROM unnest(CAST(:run_ids AS uuid[]), CAST(:expected AS int[]), CAST(:were AS text[]),
+                       CAST(:versions AS int[]), CAST(:statuses AS text[]), CAST(:states AS text[]),
+                       CAST(:wakeups AS bigint[]), CAST(:results AS bytea[]))
+         AS u(run_id, expected, was, version, status, state, wakeup_ms, result)),
 locked AS MATERIALIZED (
-  SELECT i.run_id, i.version FROM saga_instance i
+  SELECT i.run_id, i.version, i.status FROM saga_instance i
    WHERE i.namespace = :namespace AND i.run_id = ANY(CAST(:run_ids AS uuid[]))
    ORDER BY i.run_id FOR NO KEY UPDATE),
 moved AS (
@@ -108,7 +108,7 @@ moved AS (
      SET version = u.version, status = u.status, state = u.state, result = u.result,
          wakeup_at = i.created_at + u.wakeup_ms * interval '1 millisecond',
          closed_at = CASE WHEN u.wakeup_ms IS NULL THEN statement_timestamp() END
-    FROM u JOIN locked ON locked.run_id = u.run_id AND locked.version = u.expected
+    FROM u JOIN locked ON locked.run_id = u.run_id AND locked.version = u.expected AND locked.status = u.was
    WHERE i.namespace = :namespace AND i.run_id = u.run_id
   RETURNING i.run_id)"""
     also = [f"d AS ({DELETE})"] if confirmed else []

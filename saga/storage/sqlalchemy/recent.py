@@ -34,7 +34,7 @@ class Known(NamedTuple):
         """Return the instance with its time reckoned on."""
         row = self.row
         now_ms = row.now_ms + round((now - self.at) * 1000)
-        return Known(Loaded(*row[:7], now_ms, row.wakeup_ms), now, self.anchor, self.values)
+        return Known(Loaded(*row[:7], now_ms, row.wakeup_ms, row.status), now, self.anchor, self.values)
 
 
 class RecentInstances:
@@ -67,14 +67,16 @@ class RecentInstances:
             row, values = before.row, before.values
             if also := written.get(moved.run_id):
                 values = {**values, **also} if values else also
-            after = Loaded(*row[:4], moved.version, moved.state, row.input, row.now_ms, moved.wakeup_ms)
+            after = Loaded(
+                *row[:4], moved.version, moved.state, row.input, row.now_ms, moved.wakeup_ms, moved.status
+            )
             self.keep(Known(after, before.at, before.anchor, values))
 
     def keep_new(self, instances: Iterable[NewInstance]) -> None:
         """Keep what was inserted just now: its time begins here."""
         now = self._clock.monotonic()
         for new in instances:
-            row = Loaded(*new[:4], 1, new.state, new.input, 0, new.wakeup_ms)
+            row = Loaded(*new[:4], 1, new.state, new.input, 0, new.wakeup_ms, new.status)
             self.keep(Known(row, now, now))
 
     def keep(self, known: Known) -> None:
@@ -87,7 +89,11 @@ class RecentInstances:
         if len(self._known) > INSTANCES_MAX:
             del self._known[next(iter(self._known))]
 
+    def forget(self) -> None:
+        """Let everything be loaded the next time."""
+        self._known.clear()
+
     def mistaken(self) -> None:
         """A guess was wrong: forget all, and guess nothing for a while."""
-        self._known.clear()
+        self.forget()
         self._trusted_from = self._clock.monotonic() + DISTRUST_SECONDS

@@ -135,6 +135,7 @@ class Statements:
                 i.namespace == self.namespace,
                 i.run_id == bindparam("b_run_id"),
                 i.version == bindparam("b_expected"),
+                i.status == bindparam("b_was"),
             )
             .values(
                 version=bindparam("b_version"),
@@ -148,6 +149,7 @@ class Statements:
                 {
                     "b_run_id": row.run_id,
                     "b_expected": row.expected,
+                    "b_was": row.was,
                     "b_version": row.version,
                     "b_status": row.status,
                     "b_state": row.state,
