@@ -7,6 +7,8 @@ SHELL := bash
 STACK ?= sqlite
 QUICK ?=
 ARGS ?=
+# Tests wait more than they compute, so there are more workers than cores; with WORKERS=0 all run in one process.
+WORKERS ?= 3
 
 BIN := .venv/bin
 PY := $(BIN)/python
@@ -27,11 +29,13 @@ SERVICES_sqlite :=
 SERVICES_postgres-rabbitmq := postgres rabbitmq
 # The demo on SQLite waits for no more than it needs, unless the full environment is there anyway.
 DEMO_READY := $(if $(SERVICES_$(STACK))$(wildcard $(READY)),$(READY),$(CORE))
+# Workers take whole files: those of slow tests first (tests/conftest.py), and the servers are shared.
+PYTEST = $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 WITH_SERVICES = $(if $(SERVICES_$(STACK)),$(PY) -m devservices run $(SERVICES_$(STACK)) --)
 
 .PHONY: help
 help: ## list the targets
-	@echo "make TARGET [STACK=sqlite|postgres-rabbitmq] [QUICK=1] [ARGS='...']"
+	@echo "make TARGET [STACK=sqlite|postgres-rabbitmq] [QUICK=1] [WORKERS=3] [ARGS='...']"
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # uv where there is one, else pip: both install what the lock says, hash by hash.
@@ -76,13 +80,13 @@ demo: $(DEMO_READY) ## run the money transfer's scenarios: make demo, make demo 
 .PHONY: test
 test: $(READY) ## provide PostgreSQL and RabbitMQ if possible and run every test: make test ARGS='-k outbox'
 	@$(PY) -m devservices ensure postgres rabbitmq $(if $(CI),,|| true)
-	@$(PY) -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 .PHONY: features
 features: $(READY) ## run the tests, write build/features.json and list which rows of features.md are open
 	@$(PY) -m devservices ensure postgres rabbitmq || true
 	@mkdir -p build
-	@$(PY) -m pytest -q --features-json build/features.json $(ARGS) || echo "features: some tests failed, see above"
+	@$(PYTEST) -q --features-json build/features.json $(ARGS) || echo "features: some tests failed, see above"
 	@$(PY) -m tests.plugins.features build/features.json
 
 .PHONY: lint
