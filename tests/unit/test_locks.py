@@ -1,4 +1,4 @@
-"""The two lock files: `make demo` installs the small one first, and the big one then comes into the same environment."""
+"""The two lock files: `make demo` installs the small one, and the big one then comes into the same environment."""
 
 from __future__ import annotations
 
