@@ -158,7 +158,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if not served and not missing:
         return
     terminalreporter.section("services")
-    for description in served.values():
+    for description in dict.fromkeys(served.values()):
         terminalreporter.write_line(f"ran on {description}")
     lost = "failed" if _required() else "skipped"
     for name, reason in missing.items():
