@@ -3,6 +3,8 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+# Demo and tests start hundreds of processes, none of which needs to compile again what the one before has compiled.
+unexport PYTHONDONTWRITEBYTECODE
 
 STACK ?= sqlite
 QUICK ?=
@@ -40,7 +42,7 @@ help: ## list the targets
 
 # uv where there is one, else pip: both install what the lock says, hash by hash.
 ifneq ($(UV),)
-INSTALL = $(UV) pip install --quiet --python $(PY)
+INSTALL = $(UV) pip install --quiet --compile-bytecode --python $(PY)
 MAKE_ENVIRONMENT = $(UV) venv --quiet --python $(PYTHON) .venv
 else
 INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check
