@@ -3,14 +3,19 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+# Demo and tests start hundreds of processes, none of which needs to compile again what the one before has compiled.
+unexport PYTHONDONTWRITEBYTECODE
 
 STACK ?= sqlite
 QUICK ?=
 ARGS ?=
+# Tests wait more than they compute, so there are more workers than cores; with WORKERS=0 all run in one process.
+WORKERS ?= 3
 
 BIN := .venv/bin
 PY := $(BIN)/python
 READY := .venv/.saga-ready
+CORE := .venv/.saga-core
 # A name of a Python 3.11 or newer; override with `make PYTHON=/path/to/python`.
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 	command -v $$name >/dev/null && $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
@@ -24,51 +29,66 @@ VERIFY_TYPES = cd / && PATH="$(CURDIR)/$(BIN):$$PATH" PYRIGHT_PYTHON_IGNORE_WARN
 # The demo on servers needs their programs; on SQLite it needs Python packages only.
 SERVICES_sqlite :=
 SERVICES_postgres-rabbitmq := postgres rabbitmq
+# The demo on SQLite waits for no more than it needs, unless the full environment is there anyway.
+DEMO_READY := $(if $(SERVICES_$(STACK))$(wildcard $(READY)),$(READY),$(CORE))
+# Workers take whole files: those of slow tests first (tests/conftest.py), and the servers are shared.
+PYTEST = $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 WITH_SERVICES = $(if $(SERVICES_$(STACK)),$(PY) -m devservices run $(SERVICES_$(STACK)) --)
 
 .PHONY: help
 help: ## list the targets
-	@echo "make TARGET [STACK=sqlite|postgres-rabbitmq] [QUICK=1] [ARGS='...']"
+	@echo "make TARGET [STACK=sqlite|postgres-rabbitmq] [QUICK=1] [WORKERS=3] [ARGS='...']"
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-$(READY): requirements.lock pyproject.toml
-	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found; install one or say PYTHON=/path/to/python"; exit 1; }
+# uv where there is one, else pip: both install what the lock says, hash by hash.
 ifneq ($(UV),)
-	@echo "set-up: virtual environment with $(UV)"
-	@test -x $(PY) || $(UV) venv --quiet --python $(PYTHON) .venv
-	@$(UV) pip install --quiet --python $(PY) --require-hashes -r requirements.lock
-	@$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation -e .
+INSTALL = $(UV) pip install --quiet --compile-bytecode --python $(PY)
+MAKE_ENVIRONMENT = $(UV) venv --quiet --python $(PYTHON) .venv
 else
-	@echo "set-up: virtual environment with pip ($(PYTHON)); the first time takes a minute or two"
-	@test -x $(PY) || $(PYTHON) -m venv .venv || { \
+INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check
+MAKE_ENVIRONMENT = $(PYTHON) -m venv .venv
+endif
+
+$(PY):
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found; install one or say PYTHON=/path/to/python"; exit 1; }
+	@echo "set-up: virtual environment with $(or $(UV),pip) ($(PYTHON))"
+	@$(MAKE_ENVIRONMENT) || { \
 		echo "set-up: this Python cannot make virtual environments; trying Debian's package for it"; \
 		rm -rf .venv; test "$$(id -u)" = 0 && apt-get update -qq </dev/null \
 		&& DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
 			python$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv </dev/null \
-		&& $(PYTHON) -m venv .venv; }
-	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-endif
+		&& $(MAKE_ENVIRONMENT); }
+
+# What the library itself needs: enough for the demo on SQLite, and an eighth of the time.
+$(CORE): requirements-core.lock | $(PY)
+	@$(INSTALL) --require-hashes -r requirements-core.lock
+	@touch $@
+
+# Everything, and the library itself as a package that is this folder.
+$(READY): requirements.lock pyproject.toml | $(PY)
+	@echo "set-up: every package that development needs; with pip the first time takes a minute or two"
+	@$(INSTALL) --require-hashes -r requirements.lock
+	@$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
 .PHONY: setup
-setup: $(READY) ## make the virtual environment from the lock file (every other target does it by itself)
+setup: $(READY) ## make the virtual environment from the lock file (other targets do it by themselves)
 
 .PHONY: demo
-demo: $(READY) ## run the money transfer's scenarios: make demo, make demo STACK=postgres-rabbitmq
+demo: $(DEMO_READY) ## run the money transfer's scenarios: make demo, make demo STACK=postgres-rabbitmq
 	$(if $(SERVICES_$(STACK)),@$(PY) -m devservices ensure $(SERVICES_$(STACK)))
 	@$(WITH_SERVICES) $(PY) -m examples.money_transfer demo --stack $(STACK) $(ARGS)
 
 .PHONY: test
 test: $(READY) ## provide PostgreSQL and RabbitMQ if possible and run every test: make test ARGS='-k outbox'
 	@$(PY) -m devservices ensure postgres rabbitmq $(if $(CI),,|| true)
-	@$(PY) -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 .PHONY: features
 features: $(READY) ## run the tests, write build/features.json and list which rows of features.md are open
 	@$(PY) -m devservices ensure postgres rabbitmq || true
 	@mkdir -p build
-	@$(PY) -m pytest -q --features-json build/features.json $(ARGS) || echo "features: some tests failed, see above"
+	@$(PYTEST) -q --features-json build/features.json $(ARGS) || echo "features: some tests failed, see above"
 	@$(PY) -m tests.plugins.features build/features.json
 
 .PHONY: lint
@@ -90,13 +110,15 @@ bench: $(READY) ## measure against the naive form: make bench QUICK=1 STACK=post
 	$(if $(SERVICES_$(STACK)),@$(PY) -m devservices ensure $(SERVICES_$(STACK)))
 	@$(WITH_SERVICES) $(PY) -m benchmarks $(if $(QUICK),--quick) --stack $(STACK) $(ARGS)
 
+COMPILE = $(or $(UV),$(BIN)/uv) pip compile pyproject.toml --universal --python-version 3.11 \
+	--generate-hashes --no-emit-index-url --no-annotate --custom-compile-command 'make lock' --quiet
+
 .PHONY: lock
-lock: $(READY) ## re-make requirements.lock from pyproject.toml: make lock ARGS=--upgrade
-	@$(or $(UV),$(BIN)/uv) pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
-		--generate-hashes --no-emit-index-url --no-annotate --custom-compile-command 'make lock' --quiet \
-		--output-file requirements.lock $(ARGS)
-	@! grep -nE '^(--|[^#].*://)' requirements.lock || { echo "lock: an index address got into requirements.lock"; exit 1; }
-	@echo "lock: $$(grep -c == requirements.lock) packages"
+lock: $(READY) ## re-make both lock files from pyproject.toml: make lock ARGS=--upgrade
+	@$(COMPILE) --all-extras --group dev --output-file requirements.lock $(ARGS)
+	@$(COMPILE) --constraints requirements.lock --output-file requirements-core.lock $(ARGS)
+	@! grep -nE '^(--|[^#].*://)' requirements*.lock || { echo "lock: an index address got into a lock file"; exit 1; }
+	@grep -c == requirements*.lock | sed 's/^/lock: packages in /'
 
 .PHONY: clean
 clean: ## remove everything that these targets made

@@ -1,4 +1,9 @@
-"""Fixtures that give tests a server, a fresh database or a fault proxy, and the summary that names what ran on what."""
+"""Fixtures that give tests a server, a fresh database or a fault proxy, and the summary that names what ran on what.
+
+A run spread over workers (`pytest -n 3 --dist loadfile`) shares one server of each kind, which the controller starts;
+every test has a database and queues of its own there. A test that breaks a server takes `own_postgres` or
+`own_rabbitmq`, which its worker has for itself.
+"""
 
 from __future__ import annotations
 
@@ -6,35 +11,63 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Final, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 import pytest
 
 import devservices
-from devservices import Postgres, RabbitMq, Service, Unavailable
+from devservices import LocalPostgres, LocalRabbitMq, Origin, Postgres, RabbitMq, Service, Unavailable
 from tests.proxy import Proxy, ProxyFactory
 
 pytest_plugins = ["pytester", "tests.plugins.features"]
 
 _S = TypeVar("_S", bound=Service)
+_K = TypeVar("_K", Postgres, RabbitMq)
 
 _SERVED: Final = pytest.StashKey[dict[str, str]]()
 _MISSING: Final = pytest.StashKey[dict[str, str]]()
+_SHARED: Final = pytest.StashKey[dict[str, str]]()
+_STARTED: Final[dict[str, Callable[[], Service]]] = {
+    Postgres.name: devservices.start_postgres,
+    RabbitMq.name: devservices.start_rabbitmq,
+}
 
 
 @pytest.fixture(scope="session")
 def postgres_server(pytestconfig: pytest.Config) -> Iterator[Postgres]:
-    """The PostgreSQL of this session. Tests that kill it start it again before they end."""
-    server = _require(pytestconfig, "PostgreSQL", devservices.start_postgres)
-    with server:
+    """The PostgreSQL of this session, perhaps shared with other workers: nobody breaks it."""
+    with _require(
+        pytestconfig, Postgres.name, _shared(pytestconfig, Postgres) or devservices.start_postgres
+    ) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def rabbitmq_server(pytestconfig: pytest.Config) -> Iterator[RabbitMq]:
-    """The RabbitMQ of this session. Tests that kill it start it again before they end."""
-    server = _require(pytestconfig, "RabbitMQ", devservices.start_rabbitmq)
-    with server:
+    """The RabbitMQ of this session, perhaps shared with other workers: nobody breaks it."""
+    with _require(
+        pytestconfig, RabbitMq.name, _shared(pytestconfig, RabbitMq) or devservices.start_rabbitmq
+    ) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def own_postgres(pytestconfig: pytest.Config, postgres_server: Postgres) -> Iterator[LocalPostgres]:
+    """A PostgreSQL to be broken. Tests that kill it start it again before they end."""
+    if isinstance(postgres_server, LocalPostgres):
+        yield postgres_server
+        return
+    with _require(pytestconfig, "PostgreSQL to be broken", LocalPostgres) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def own_rabbitmq(pytestconfig: pytest.Config, rabbitmq_server: RabbitMq) -> Iterator[LocalRabbitMq]:
+    """A RabbitMQ to be broken. Tests that kill it start it again before they end."""
+    if isinstance(rabbitmq_server, LocalRabbitMq):
+        yield rabbitmq_server
+        return
+    with _require(pytestconfig, "RabbitMQ to be broken", LocalRabbitMq) as server:
         yield server
 
 
@@ -70,8 +103,54 @@ async def proxy() -> AsyncIterator[ProxyFactory]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    given = getattr(config, "workerinput", {}).get("services", {"shared": {}, "missing": {}})
     config.stash[_SERVED] = {}
-    config.stash[_MISSING] = {}
+    config.stash[_MISSING] = dict(given["missing"])
+    config.stash[_SHARED] = given["shared"]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Workers take files in this order, and none of the long ones must be left for the end."""
+    if hasattr(config, "workerinput"):
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config) -> None:
+    """The controller of a run that is spread over workers starts the servers for all of them."""
+    for name, provide in _STARTED.items():
+        try:
+            server = provide()
+        except Unavailable as error:
+            config.stash[_MISSING][name] = str(error)
+            continue
+        config.add_cleanup(server.close)
+        config.stash[_SERVED][name] = server.description
+        config.stash[_SHARED][name] = server.url
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    stash = node.config.stash
+    node.workerinput["services"] = {"shared": stash[_SHARED], "missing": stash[_MISSING]}
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["services"] = {
+            "served": session.config.stash[_SERVED],
+            "missing": session.config.stash[_MISSING],
+        }
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Back in the controller: what this worker had beside the shared servers."""
+    found = getattr(node, "workeroutput", {}).get("services", {"served": {}, "missing": {}})
+    node.config.stash[_SERVED].update(found["served"])
+    node.config.stash[_MISSING].update(found["missing"])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -79,11 +158,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if not served and not missing:
         return
     terminalreporter.section("services")
-    for description in served.values():
+    for description in dict.fromkeys(served.values()):
         terminalreporter.write_line(f"ran on {description}")
     lost = "failed" if _required() else "skipped"
     for name, reason in missing.items():
         terminalreporter.write_line(f"{name} was missing, its tests were {lost}: {reason}")
+
+
+def _shared(config: pytest.Config, kind: type[_K]) -> Callable[[], _K] | None:
+    """Return how to use the server that the controller has started for all workers."""
+    url = config.stash[_SHARED].get(kind.name)
+    return None if url is None else lambda: kind(url, Origin.URL)
 
 
 def _require(config: pytest.Config, name: str, provide: Callable[[], _S]) -> _S:
@@ -95,7 +180,8 @@ def _require(config: pytest.Config, name: str, provide: Callable[[], _S]) -> _S:
     except Unavailable as error:
         config.stash[_MISSING][name] = str(error)
         _give_up(name, str(error))
-    config.stash[_SERVED][name] = server.description
+    if name not in config.stash[_SHARED]:
+        config.stash[_SERVED][name] = server.description
     return server
 
 

@@ -32,12 +32,20 @@ async def test_the_memory_broker_keeps_the_contract_when_its_queues_outlive_it(n
 @pytest.mark.feature("G-07")
 @pytest.mark.feature("G-03")
 @pytest.mark.stack("postgres-rabbitmq")
-@pytest.mark.parametrize("name", BEHAVIOURS)
+@pytest.mark.parametrize("name", [name for name in BEHAVIOURS if name not in DURABLE])
 async def test_rabbitmq_keeps_the_contract(name: str, rabbitmq_server: RabbitMq) -> None:
     harness = RabbitMQHarness(rabbitmq_server)
     if reason := BEHAVIOURS[name].reason_to_skip(harness.capabilities):
         pytest.skip(reason)
     await run(BEHAVIOURS[name], harness)
+
+
+@pytest.mark.feature("G-07")
+@pytest.mark.feature("G-03")
+@pytest.mark.stack("postgres-rabbitmq")
+@pytest.mark.parametrize("name", DURABLE)
+async def test_rabbitmq_keeps_the_contract_when_it_is_killed(name: str, own_rabbitmq: RabbitMq) -> None:
+    await run(BEHAVIOURS[name], RabbitMQHarness(own_rabbitmq))
 
 
 @pytest.mark.feature("G-01", acceptance=True)

@@ -11,7 +11,7 @@ from tests.contract.weak_adapters import WEAK
 
 ACCOUNTED_MAX = 10
 
-pytestmark = [pytest.mark.feature("G-07"), pytest.mark.stack("sqlite")]
+pytestmark = [pytest.mark.feature("G-07"), pytest.mark.stack("sqlite"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -90,6 +90,7 @@ async def books(engine: AsyncEngine) -> Books:
     return Books(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.stack("postgres-rabbitmq")
 async def test_services_that_are_killed_and_started_again_end_every_saga(
     engine: AsyncEngine, url: str, rabbitmq_url: str, tmp_path: Path, faults: Faults

@@ -102,7 +102,12 @@ def _check_kill_and_run_again(python: Path, directory: Path, environment: dict[s
     assert (status, said) == (-signal.SIGKILL, SAID[:2])
     assert _run([str(python), str(SCRIPT)], directory, environment).splitlines() == SAID[1:]
     # and a third time: the trip is over, and its result is kept
-    assert _run([str(python), str(SCRIPT)], directory, environment).splitlines() == SAID[2:]
+    third = _run([str(python), str(SCRIPT)], directory, environment).splitlines()
+    if "BROKER" in environment:
+        # The killed one's relay had not deleted its row: a later one may send that command again, as if for the first
+        # time. Its handler then prints once more, and the barrier takes its transaction back (P3).
+        third = [line for line in third if line != SAID[1]]
+    assert third == SAID[2:]
 
 
 def _run(command: list[str], directory: Path, environment: dict[str, str]) -> str:

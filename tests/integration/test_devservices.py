@@ -19,27 +19,12 @@ from devservices import (
     NotControllable,
     Origin,
     Postgres,
-    RabbitMq,
     Unavailable,
     provide,
     reaper,
 )
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def own_postgres(postgres_server: Postgres) -> LocalPostgres:
-    if not isinstance(postgres_server, LocalPostgres):
-        pytest.skip("PostgreSQL was not started by us, so it is not ours to break")
-    return postgres_server
-
-
-@pytest.fixture(scope="module")
-def own_rabbitmq(rabbitmq_server: RabbitMq) -> LocalRabbitMq:
-    if not isinstance(rabbitmq_server, LocalRabbitMq):
-        pytest.skip("RabbitMQ was not started by us, so it is not ours to break")
-    return rabbitmq_server
 
 
 @pytest.mark.parametrize("how", ["kill", "stop"])

@@ -144,20 +144,20 @@ async def under_load(broker: RabbitMQBroker, name: str) -> AsyncIterator[Load]:
 @pytest.mark.feature("G-03", acceptance=True, scale=0.02)
 @pytest.mark.slow
 async def test_a_broker_killed_and_frozen_under_load_loses_nothing(
-    rabbitmq_server: RabbitMq, faults: Faults
+    own_rabbitmq: RabbitMq, faults: Faults
 ) -> None:
     """Row G-03: killed 8 times (of 360), frozen 3 times until noticed; 0 lost, progress within 3 s, stall <= 15 s."""
     faults.declare("broker kill -9", "broker frozen")
-    async with connected(rabbitmq_server.url) as broker:
+    async with connected(own_rabbitmq.url) as broker:
         name = await new_channel(broker)
         async with under_load(broker, name) as load:
             for _ in range(8):
-                rabbitmq_server.kill()
-                await asyncio.to_thread(rabbitmq_server.start)
+                own_rabbitmq.kill()
+                await asyncio.to_thread(own_rabbitmq.start)
                 faults.fired("broker kill -9")
                 assert await load.progress(10) <= PROGRESS_SECONDS_MAX
             for _ in range(3):
-                rabbitmq_server.pause()
+                own_rabbitmq.pause()
                 try:
                     await until(
                         lambda: not broker.state.publish_up and not broker.state.consume_up,
@@ -165,17 +165,17 @@ async def test_a_broker_killed_and_frozen_under_load_loses_nothing(
                         "the frozen broker is noticed",
                     )
                 finally:
-                    rabbitmq_server.resume()
+                    own_rabbitmq.resume()
                 faults.fired("broker frozen")
                 assert await load.progress(10) <= PROGRESS_SECONDS_MAX
         assert load.outcomes[UNKNOWN] > 0, "some publishes were in flight when it struck"
 
 
-async def test_a_frozen_broker_is_noticed_without_traffic(rabbitmq_server: RabbitMq) -> None:
+async def test_a_frozen_broker_is_noticed_without_traffic(own_rabbitmq: RabbitMq) -> None:
     """RMQ-8: heartbeats alone would take 33 s."""
-    async with connected(rabbitmq_server.url) as broker:
+    async with connected(own_rabbitmq.url) as broker:
         name = await new_channel(broker)
-        rabbitmq_server.pause()
+        own_rabbitmq.pause()
         try:
             await until(
                 lambda: not broker.state.publish_up and not broker.state.consume_up,
@@ -183,19 +183,19 @@ async def test_a_frozen_broker_is_noticed_without_traffic(rabbitmq_server: Rabbi
                 "the frozen broker is noticed",
             )
         finally:
-            rabbitmq_server.resume()
+            own_rabbitmq.resume()
         assert await publish(broker, name, b"x") == [CONFIRMED]
 
 
-async def test_connections_closed_by_an_operator_come_back(rabbitmq_server: RabbitMq, faults: Faults) -> None:
+async def test_connections_closed_by_an_operator_come_back(own_rabbitmq: RabbitMq, faults: Faults) -> None:
     """`rabbitmqctl close_all_connections`: a close in good order, unlike a crash."""
     faults.declare("close_all_connections")
-    async with connected(rabbitmq_server.url) as broker:
+    async with connected(own_rabbitmq.url) as broker:
         name = await new_channel(broker)
         async with under_load(broker, name) as load:
             for _ in range(3):
                 connects = broker.state.connects
-                await asyncio.to_thread(rabbitmq_server.rabbitmqctl, "close_all_connections", "operator")
+                await asyncio.to_thread(own_rabbitmq.rabbitmqctl, "close_all_connections", "operator")
                 faults.fired("close_all_connections")
                 await until(lambda seen=connects: broker.state.connects >= seen + 2, 5, "both are new")  # type: ignore[misc]
                 assert await load.progress(10) <= PROGRESS_SECONDS_MAX
@@ -279,16 +279,16 @@ async def test_a_quiet_consumer_is_left_alone(rabbitmq_server: RabbitMq) -> None
 
 
 async def test_a_memory_alarm_holds_publishes_back_and_lets_consumers_go_on(
-    rabbitmq_server: RabbitMq,
+    own_rabbitmq: RabbitMq,
 ) -> None:
     """RMQ-7, RMQ-11: no reconnect (it would be blocked as well), outcomes within the bound, progress afterwards."""
     options = RabbitMQOptions(publish_seconds_max=6.0)
-    async with connected(rabbitmq_server.url, options) as broker:
+    async with connected(own_rabbitmq.url, options) as broker:
         name = await new_channel(broker)
         consumer = await broker.consume(name, prefetch=1)
         assert await publish(broker, name, *numbered(10)) == [CONFIRMED] * 10
         connects = broker.state.connects
-        await asyncio.to_thread(rabbitmq_server.rabbitmqctl, "set_vm_memory_high_watermark", "0.000001")
+        await asyncio.to_thread(own_rabbitmq.rabbitmqctl, "set_vm_memory_high_watermark", "0.000001")
         try:
             first = broker.publish([OutMessage(name, b"blocked", "text/plain")])
             await until(lambda: broker.state.blocked, 5, "the alarm is visible")
@@ -301,7 +301,7 @@ async def test_a_memory_alarm_holds_publishes_back_and_lets_consumers_go_on(
             assert broker.state.connects == connects, "a blocked connection is not dropped"
             assert (await broker.status(name)).consumers == 1, "questions go over the other connection"
         finally:
-            await asyncio.to_thread(rabbitmq_server.rabbitmqctl, "set_vm_memory_high_watermark", "0.4")
+            await asyncio.to_thread(own_rabbitmq.rabbitmqctl, "set_vm_memory_high_watermark", "0.4")
         await until(lambda: not broker.state.blocked, 10, "the end of the alarm is visible")
         assert await publish(broker, name, b"after") == [CONFIRMED]
         (blocked,) = await asyncio.wait_for(consumer.receive(), 5)
@@ -312,14 +312,14 @@ async def test_a_memory_alarm_holds_publishes_back_and_lets_consumers_go_on(
 
 @pytest.mark.feature("F-05")
 async def test_a_queue_deleted_under_load_is_unroutable_and_works_after_declare(
-    rabbitmq_server: RabbitMq,
+    own_rabbitmq: RabbitMq,
 ) -> None:
     """F-05: neighbours are confirmed all the while; its consumer comes back by itself."""
-    async with connected(rabbitmq_server.url) as broker:
+    async with connected(own_rabbitmq.url) as broker:
         name, other = await new_channel(broker), await new_channel(broker, "other")
         consumer = await broker.consume(name, prefetch=10)
         async with under_load(broker, other) as load:
-            await asyncio.to_thread(rabbitmq_server.rabbitmqctl, "delete_queue", name)
+            await asyncio.to_thread(own_rabbitmq.rabbitmqctl, "delete_queue", name)
             for _ in range(5):
                 assert await publish(broker, name, b"x") == [UNROUTABLE]
                 await load.progress(PROGRESS_SECONDS_MAX)
@@ -347,12 +347,12 @@ async def test_a_full_window_refuses_at_once(rabbitmq_server: RabbitMq, proxy: P
         link.release()
 
 
-async def test_topology_is_quorum_durable_with_delivery_limit_and_parking(rabbitmq_server: RabbitMq) -> None:
+async def test_topology_is_quorum_durable_with_delivery_limit_and_parking(own_rabbitmq: RabbitMq) -> None:
     """P14, RMQ-17, RMQ-19."""
-    async with connected(rabbitmq_server.url) as broker:
+    async with connected(own_rabbitmq.url) as broker:
         name = await new_channel(broker)
         listing = await asyncio.to_thread(
-            rabbitmq_server.rabbitmqctl,
+            own_rabbitmq.rabbitmqctl,
             "list_queues",
             "name",
             "type",

@@ -15,7 +15,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypedDict
 
@@ -69,12 +69,33 @@ class _Acceptance:
     not_passed: int = 0
     scale: float = 1.0
 
+    def add(self, other: _Acceptance) -> None:
+        """Add what another check, or the same in another process, did."""
+        self.passed += other.passed
+        self.not_passed += other.not_passed
+        self.scale = min(self.scale, other.scale)
+
 
 @dataclass
 class _Row:
     outcomes: Counter[str] = field(default_factory=Counter)
     acceptance: dict[str, _Acceptance] = field(default_factory=dict)
     rare_faults: list[str] = field(default_factory=list)
+
+    def dump(self) -> dict[str, Any]:
+        """Return what was recorded, for `add` in another process."""
+        return {
+            "outcomes": dict(self.outcomes),  # `asdict` of Python 3.11 spoils a Counter
+            "acceptance": {stack: asdict(each) for stack, each in self.acceptance.items()},
+            "rare_faults": self.rare_faults,
+        }
+
+    def add(self, other: Mapping[str, Any]) -> None:
+        """Add what another process has recorded of this row."""
+        self.outcomes.update(other["outcomes"])
+        self.rare_faults += other["rare_faults"]
+        for stack, each in other["acceptance"].items():
+            self.acceptance.setdefault(stack, _Acceptance()).add(_Acceptance(**each))
 
     def report(self, row: str) -> RowReport:
         good = [name for name, each in self.acceptance.items() if each.passed and not each.not_passed]
@@ -94,6 +115,7 @@ class FeaturePlugin:
 
     def __init__(self) -> None:
         self._rows: dict[str, _Row] = {}
+        self.lost_workers = 0
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
@@ -117,6 +139,22 @@ class FeaturePlugin:
             item.stash[_FAULTS] = _fixture(item, "faults")
         return report
 
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """In a worker of a spread run: hand over what was recorded."""
+        output = getattr(session.config, "workeroutput", None)
+        if output is not None:
+            output["features"] = json.dumps({row: each.dump() for row, each in self._rows.items()})
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """In the controller of a spread run: take over what a worker has recorded."""
+        recorded = getattr(node, "workeroutput", {}).get("features")
+        if recorded is None:
+            self.lost_workers += 1
+            return
+        for row, each in json.loads(recorded).items():
+            self._rows.setdefault(row, _Row()).add(each)
+
     def report(self) -> dict[str, RowReport]:
         """Return every due row, and every row that a test names, in order."""
         rows = sorted({*DUE, *self._rows})
@@ -136,10 +174,9 @@ class FeaturePlugin:
             if not mark.kwargs.get("acceptance", False):
                 continue
             for stack in stacks:
-                acceptance = row.acceptance.setdefault(stack, _Acceptance())
-                acceptance.passed += outcome == "passed"
-                acceptance.not_passed += outcome != "passed"
-                acceptance.scale = min(acceptance.scale, float(mark.kwargs.get("scale", 1.0)))
+                good = outcome == "passed"
+                one = _Acceptance(int(good), int(not good), float(mark.kwargs.get("scale", 1.0)))
+                row.acceptance.setdefault(stack, _Acceptance()).add(one)
             if isinstance(faults, Faults):
                 row.rare_faults += [
                     f"{rare} in {item.name}, {FIRED_MIN} needed" for rare in faults.too_rare()
@@ -191,8 +228,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("faults that fired too rarely")
         for line in lines:
             terminalreporter.write_line(line)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if plugin.lost_workers:  # and with them what failed there
+        path.unlink(missing_ok=True)
+        terminalreporter.write_line(f"features: {plugin.lost_workers} workers died, {path} is not written")
+    else:
         path.write_text(json.dumps(plugin.report(), indent=2) + "\n")
 
 

@@ -24,7 +24,7 @@ ACCEPTED: Final = sorted((HERE / "accepted").glob("*.py"))
 WRONG_LINES_MIN: Final = 60
 CHECKERS: Final = ("mypy", "pyright")
 
-pytestmark = [pytest.mark.stack("pure"), pytest.mark.feature("I-07")]
+pytestmark = [pytest.mark.stack("pure"), pytest.mark.feature("I-07"), pytest.mark.slow]
 
 Reported = dict[str, dict[int, list[str]]]
 """What a checker reports: file name to line to messages."""

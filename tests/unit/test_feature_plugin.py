@@ -135,6 +135,29 @@ def test_it(faults):
     assert (open_reason("T-02", row) is None) is proved
 
 
+SPREAD = ("-p", "xdist", "-n", "2")
+"""Options that give each of the two tests below a worker of its own."""
+
+
+def test_what_workers_have_recorded_is_put_together(pytester: pytest.Pytester) -> None:
+    source = """
+@pytest.mark.feature("T-01", acceptance=True, scale=0.1)
+@pytest.mark.parametrize("stack", ["sqlite", "postgres-rabbitmq"])
+def test_it(stack, faults):
+    faults.fired("drop", 3 if stack == "sqlite" else times)
+"""
+    whole = run(pytester, "times = 3\n" + source)["T-01"]
+    assert run(pytester, "times = 3\n" + source, *SPREAD)["T-01"] == whole
+    assert whole["stacks"] == ["postgres-rabbitmq", "sqlite"]
+    assert not run(pytester, "times = 2\n" + source, *SPREAD)["T-01"]["acceptance"]
+
+
+def test_a_worker_that_died_takes_the_whole_report_with_it(pytester: pytest.Pytester) -> None:
+    """What failed there is not known any more."""
+    with pytest.raises(FileNotFoundError):
+        run(pytester, BOTH_STACKS.format(body="stack == 'sqlite' or __import__('os')._exit(1)"), *SPREAD)
+
+
 def test_the_feature_option_selects_the_tests_of_a_row(pytester: pytest.Pytester) -> None:
     source = "".join(f"@pytest.mark.feature('T-0{n}')\ndef test_{n}(): pass\n" for n in (1, 2))
     report = run(pytester, source + "def test_none(): pass", "--feature", "T-02")
