@@ -62,7 +62,7 @@ from saga.storage.sqlalchemy.coordinator import SqlClientStore, SqlCoordinatorSt
 from saga.storage.sqlalchemy.database import Database
 from saga.storage.sqlalchemy.outbox import SqlOutboxStore
 from saga.storage.sqlalchemy.parking import SqlParkingStore
-from saga.storage.sqlalchemy.recent import RecentInstances
+from saga.storage.sqlalchemy.recent import Known, RecentInstances
 
 T = TypeVar("T")
 POLL_SECONDS = 0.01
@@ -89,6 +89,7 @@ class JumpClock:
 
     def __init__(self) -> None:
         self.offset = 0.0
+        self.jumped_at = 0.0
         self.frozen_at: float | None = None
         self._sleepers: dict[asyncio.Future[None], None] = {}
 
@@ -103,6 +104,7 @@ class JumpClock:
 
     def jump(self, seconds: float) -> None:
         self.offset += seconds
+        self.jumped_at = self.monotonic()
         for sleeper in self._sleepers:
             if not sleeper.done():
                 sleeper.set_result(None)
@@ -521,6 +523,18 @@ class Kept:
         return self._batch.changes
 
 
+class Recent(RecentInstances):
+    """What a process guesses; nothing from before a jump, since the database's clock and ours jump one by one."""
+
+    def __init__(self, clock: JumpClock) -> None:
+        super().__init__(clock)
+        self._jumping = clock
+
+    def keep(self, known: Known) -> None:
+        if known.at >= self._jumping.jumped_at:
+            super().keep(known)
+
+
 class Store(SqlCoordinatorStore):
     """The real store; it keeps what each batch cost, and tells the test before and after each one."""
 
@@ -572,7 +586,7 @@ class Node:
         self.database = stack.database(url)
         self.broker = Wire(stack.broker(self.spawner), weather)
         self.outbox = SqlOutboxStore(self.database, stack.namespace)
-        recent = RecentInstances(stack.clock)
+        recent = Recent(stack.clock)
         self.store = Store(self.database, stack.namespace, recent)
         self.publisher = DirectPublisher(self.broker, self.outbox, **ports)
         self.relay = Relay(self.broker, self.outbox, self.publisher, ids=ids, **ports)
@@ -713,7 +727,7 @@ class Stack:
         if self.name != "sqlite":
             await self.run(partial(_age, seconds=seconds, held=self._held()))
         self.clock.jump(seconds)
-        self.forget()  # the two clocks did not jump at the same moment
+        self.forget()
 
     def _held(self) -> list[int]:
         """Return the outbox rows that a living process publishes itself."""
