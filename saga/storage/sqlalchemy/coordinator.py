@@ -117,7 +117,7 @@ class SqlCoordinatorStore:
 
     async def _load(self, run_ids: Collection[UUID]) -> dict[UUID, Known]:
         rows = await self._database.run(lambda connection: self._sql.load(connection, run_ids), single=True)
-        at = self._database.clock.monotonic()
+        at = self._recent.now()
         return {run_id: Known(row, at, at) for run_id, row in rows.items()}
 
     def _advance(

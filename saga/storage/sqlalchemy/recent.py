@@ -45,6 +45,10 @@ class RecentInstances:
         self._known: dict[UUID, Known] = {}
         self._trusted_from = 0.0
 
+    def now(self) -> float:
+        """Return the local time that what is kept is reckoned on from."""
+        return self._clock.monotonic()
+
     def take(self, run_ids: Iterable[UUID]) -> dict[UUID, Known]:
         """Take out what is known of these, at the present time; a batch that asks meanwhile loads them."""
         now = self._clock.monotonic()
