@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
 from pydantic_core import from_json
@@ -48,8 +48,10 @@ from saga.storage.base import (
     Existing,
     HistoryRow,
     NewInstance,
+    OutboxRow,
     StoredRow,
     ValueKey,
+    ValueRow,
 )
 
 if TYPE_CHECKING:
@@ -154,13 +156,31 @@ def _encodes(text: str) -> bool:
     return True
 
 
+class _Rows(NamedTuple):
+    """What one start writes."""
+
+    new: NewInstance
+    history: HistoryRow
+    values: tuple[ValueRow, ...]
+    outbox: tuple[OutboxRow, ...]
+
+
 @dataclass(slots=True)
 class _Start:
     """One start without a session, waiting for the commit it shares."""
 
-    changes: Changes
-    run_id: UUID
+    rows: _Rows
     done: asyncio.Future[bool]
+
+
+def _together(starts: Sequence[_Rows]) -> Changes:
+    changes = Changes()
+    for new, history, values, outbox in starts:
+        changes.new.append(new)
+        changes.history.append(history)
+        changes.values.extend(values)
+        changes.outbox.extend(outbox)
+    return changes
 
 
 class Client:
@@ -235,8 +255,8 @@ class Client:
         raw = definition.input.encode(input, what=f"input of saga {saga.name!r}")
         run_number = 1
         while True:
-            changes = self._new(definition, run_id, saga_id, run_number, raw)
-            if await self._insert(session, changes, run_id):
+            rows = self._new(definition, run_id, saga_id, run_number, raw)
+            if await self._insert(session, rows):
                 return Handle(saga.name, saga_id, run_id, definition, self, self._clock.monotonic())
             existing = await self._store.find(session, saga.name, saga_id)
             if existing is None:
@@ -296,60 +316,52 @@ class Client:
 
     def _new(
         self, definition: SagaDefinition, run_id: UUID, saga_id: str, run_number: int, raw: bytes
-    ) -> Changes:
+    ) -> _Rows:
         """Return the rows of a new instance: the engine decides the first step like any other."""
         before = initial(self._namespace, str(run_id))
         event = SagaStarted(at_ms=0)
         state, effects = decide(definition.engine, before, event)
-        changes = Changes()
-        line = entry(event, definition.engine, before, state, effects)
-        changes.history.append(HistoryRow(run_id, 1, *line))
+        values: tuple[ValueRow, ...] = ()
+        outbox: tuple[OutboxRow, ...] = ()
         for effect in effects:
             if isinstance(effect, Dispatch):
                 data, made = commands.payload(definition, run_id, effect, raw, {})
-                changes.values += [made] if made is not None else []
-                changes.outbox.append(
+                values += (made,) if made is not None else ()
+                outbox += (
                     commands.outbox_row(
                         self._namespace, definition, state.run_id, saga_id, effect, data, self._ids.uuid7()
-                    )
+                    ),
                 )
-        changes.new.append(
-            NewInstance(
-                run_id,
-                definition.name,
-                definition.version,
-                saga_id,
-                run_number,
-                state.status,
-                state.encode(),
-                raw,
-                next_due_ms(definition.engine, state, 0),
-                None,
-            )
+        new = NewInstance(
+            run_id,
+            definition.name,
+            definition.version,
+            saga_id,
+            run_number,
+            state.status,
+            state.encode(),
+            raw,
+            next_due_ms(definition.engine, state, 0),
+            None,
         )
-        return changes
+        line = entry(event, definition.engine, before, state, effects)
+        return _Rows(new, HistoryRow(run_id, 1, *line), values, outbox)
 
-    async def _insert(self, session: Any, changes: Changes, run_id: UUID) -> bool:
+    async def _insert(self, session: Any, rows: _Rows) -> bool:
         if session is not None:
-            inserted = run_id in await self._store.start_in(session, changes)
+            inserted = rows.new.run_id in await self._store.start_in(session, _together([rows]))
             if inserted:
                 # P19: the event only wakes the relay, which reads the rows on a connection of its own
                 self._after_commit(session)
             return inserted
-        start = _Start(changes, run_id, asyncio.get_running_loop().create_future())
+        start = _Start(rows, asyncio.get_running_loop().create_future())
         self._starts.offer(start)
         return await start.done
 
     async def _commit(self, starts: Sequence[_Start]) -> None:
         """One commit for the starts that are there; then publish from memory."""
-        together = Changes()
-        for start in starts:
-            together.new += start.changes.new
-            together.history += start.changes.history
-            together.values += start.changes.values
-            together.outbox += start.changes.outbox
         try:
-            inserted, rows = await self._store.start(together)
+            inserted, rows = await self._store.start(_together([start.rows for start in starts]))
         except Exception as error:
             if len(starts) > 1 and not isinstance(error, SagaError):
                 for start in starts:  # one of them cannot be written: each on its own tells which
@@ -361,7 +373,7 @@ class Client:
             return
         for start in starts:
             if not start.done.done():
-                start.done.set_result(start.run_id in inserted)
+                start.done.set_result(start.rows.new.run_id in inserted)
         self._publish(rows)
 
     # --- waiting ------------------------------------------------------------------------------

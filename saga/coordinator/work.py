@@ -10,7 +10,7 @@ import hashlib
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from pydantic_core import to_json
@@ -56,6 +56,9 @@ DEFER_MS: Final = 30_000
 """How far the wake-up of an instance moves whose resend had to wait for the redrive budget."""
 
 
+T = TypeVar("T")
+
+
 class Unwritable(Exception):
     """The instance's transition was refused by the database."""
 
@@ -68,19 +71,21 @@ class _Run:
     definition: SagaDefinition
     before: State
     state: State
-    dispatches: list[Dispatch] = field(default_factory=list)
+    version: int
+    rows: list[tuple[list[Any], Any]] = field(default_factory=list)
+    """Rows to write, each with the list of the batch that it goes to if the instance's part succeeds as a whole."""
+    dispatches: tuple[Dispatch, ...] = ()
     finished: bool = False
-    changes: Changes = field(default_factory=Changes)
-    own: dict[ValueKey, bytes] = field(default_factory=dict)
+    own: tuple[ValueRow, ...] = ()
     """Payloads that arrived in this batch."""
     deferred: bool = False
     broker_forgot: bool = False
-    met: set[type[Arrival]] = field(default_factory=set)
-    """What came for it in this batch."""
+    answered: bool = False
+    woken: bool = False
 
-    @property
-    def version(self) -> int:
-        return self.loaded.version + len(self.changes.history)
+    def add(self, into: list[T], row: T) -> None:
+        """Have a row written."""
+        self.rows.append((into, row))
 
 
 class BatchWork:
@@ -155,19 +160,19 @@ class BatchWork:
                 self._set_apart(row, definition, error)
         keys: set[ValueKey] = set()
         for run in self._runs.values():
-            keys |= self._needs(run) - run.own.keys()
+            if needs := self._needs(run):
+                keys |= needs.difference([row.key for row in run.own])
         return keys
 
     def _run(self, row: Loaded, definition: SagaDefinition) -> _Run:
         known = self._runs.get(row.run_id)
         if known is None:
             state = decode_state(self.namespace, str(row.run_id), row.state)
-            known = self._runs[row.run_id] = _Run(row, definition, state, state)
+            known = self._runs[row.run_id] = _Run(row, definition, state, state, row.version)
         return known
 
     def _apply(self, run: _Run, arrival: Arrival) -> None:
         event = arrival.event(run.loaded.now_ms, self._may_resend(run, arrival))
-        run.met.add(type(arrival))
         try:
             state, effects = decide(run.definition.engine, run.state, event)
         except PastPivot as refusal:
@@ -176,16 +181,19 @@ class BatchWork:
             return
         stale = len(effects) == 1 and isinstance(effects[0], RecordStale)
         if isinstance(arrival, ReplyArrival):
+            run.answered = True
             self._note_reply(run, arrival, stale)
         elif isinstance(arrival, TimerArrival):
+            run.woken = True
             run.deferred = state is run.state
             run.broker_forgot = arrival.broker_forgot
         elif isinstance(arrival, CancelArrival):
-            run.changes.audit.append(_audit(arrival, run.state, state))
+            run.add(self._changes.audit, _audit(arrival, run.state, state))
         if state is run.state:
             return
         line = entry(event, run.definition.engine, run.state, state, effects)
-        run.changes.history.append(HistoryRow(run.loaded.run_id, run.version + 1, *line))
+        run.version += 1
+        run.add(self._changes.history, HistoryRow(run.loaded.run_id, run.version, *line))
         run.state = state
         for effect in effects:
             self._carry_out(run, effect)
@@ -199,33 +207,36 @@ class BatchWork:
     def _note_reply(self, run: _Run, arrival: ReplyArrival, stale: bool) -> None:
         reply, run_id = arrival.reply, arrival.run_id
         if arrival.pending_id is not None:
-            run.changes.taken.append((run_id, arrival.pending_id))
+            run.add(self._changes.taken, (run_id, arrival.pending_id))
         if stale:
-            run.changes.stale.append(
-                StaleRow(run_id, reply.step, reply.direction, reply.commandid, reply.attempt, reply.outcome)
+            run.add(
+                self._changes.stale,
+                StaleRow(run_id, reply.step, reply.direction, reply.commandid, reply.attempt, reply.outcome),
             )
             return
         for kind, data in _kept(reply):
             key = ValueKey(run_id, reply.step, reply.iteration, reply.round, kind)
-            run.own[key] = data
-            run.changes.values.append(ValueRow(key, data))
+            row = ValueRow(key, data)
+            run.own += (row,)
+            run.add(self._changes.values, row)
 
     def _carry_out(self, run: _Run, effect: Effect) -> None:
         run_id, definition = run.loaded.run_id, run.definition
         match effect:
             case Dispatch():
-                run.dispatches.append(effect)
+                run.dispatches += (effect,)
                 if effect.resend and not run.broker_forgot:
                     # what a forgetful broker lost was never sent as far as the destination knows (P4)
                     self._budget.resent(definition.steps[effect.step].queue, self._monotonic)
             case Finish():
                 run.finished = True
             case RaiseIncident(kind=kind, step=step, error=error):
-                run.changes.incidents.append(
-                    incident(run_id, definition.name, kind, definition.steps[step].name, error)
+                run.add(
+                    self._changes.incidents,
+                    incident(run_id, definition.name, kind, definition.steps[step].name, error),
                 )
             case ResolveIncidents(step=step):
-                run.changes.resolved.append((run_id, definition.steps[step].name))
+                run.add(self._changes.resolved, (run_id, definition.steps[step].name))
             case RecordStale():
                 pass
 
@@ -243,17 +254,18 @@ class BatchWork:
         """Return what to write, every instance's part whole or, if writing it raises, not at all."""
         for run in self._runs.values():
             try:
-                self._write(run, {**values, **run.own} if run.own and values else run.own or values)
+                self._write(run, {**values, **dict(run.own)} if values else dict(run.own))
             except Exception as error:
                 self._set_apart(run.loaded, run.definition, error)
                 continue
-            _join(self._changes, run.changes)
+            for into, row in run.rows:
+                into.append(row)
         return self._changes
 
     def _write(self, run: _Run, values: Mapping[ValueKey, bytes]) -> None:
         if run.state is run.before:
             if run.deferred:
-                run.changes.woken.append((run.loaded.run_id, self._deferred_ms(run)))
+                run.add(self._changes.woken, (run.loaded.run_id, self._deferred_ms(run)))
             return
         # Of several commands in one batch at most one is outstanding; the others were answered or given up. If it was
         # sent twice within the batch, the first sending counts: it is the one that makes the step's input (P32).
@@ -265,14 +277,16 @@ class BatchWork:
             ):
                 self._dispatch(run, dispatch, values)
                 break
-        self.windows |= _windows(run)
+        if run.woken or run.state.plan is not run.before.plan:
+            self.windows |= _windows(run)
         result: bytes | None = None
         state = run.state.encode()
         if run.finished:
             if run.state.status is Status.COMPLETED:
                 result = self._result(run, values)
             self.closed.append(Closed(run.loaded.run_id, run.state.status, result, state))
-        run.changes.moved.append(
+        run.add(
+            self._changes.moved,
             MovedRow(
                 run.loaded.run_id,
                 run.loaded.version,
@@ -282,18 +296,19 @@ class BatchWork:
                 state,
                 self._wakeup_ms(run),
                 result,
-            )
+            ),
         )
         if run.loaded.status == Status.NEEDS_ATTENTION:
             # if it was set apart, what held it is mended, and its row has the status of its state again
-            run.changes.mended.append(run.loaded.run_id)
+            run.add(self._changes.mended, run.loaded.run_id)
 
     def _dispatch(self, run: _Run, dispatch: Dispatch, values: Mapping[ValueKey, bytes]) -> None:
         run_id, definition = run.loaded.run_id, run.definition
         data, made = commands.payload(definition, run_id, dispatch, run.loaded.input, values)
         if made is not None:
-            run.changes.values.append(made)
-        run.changes.outbox.append(
+            run.add(self._changes.values, made)
+        run.add(
+            self._changes.outbox,
             commands.outbox_row(
                 self.namespace,
                 definition,
@@ -302,7 +317,7 @@ class BatchWork:
                 dispatch,
                 data,
                 self._ids.uuid7(),
-            )
+            ),
         )
 
     def _result(self, run: _Run, values: Mapping[ValueKey, bytes]) -> bytes:
@@ -363,8 +378,8 @@ def incident(run_id: UUID, saga: str, kind: IncidentKind, step: str, error: str)
 def _windows(run: _Run) -> set[str]:
     """Return the crash points of this transition's commit: timers (T) and compensation (K)."""
     open_: set[str] = set()
-    if TimerArrival in run.met:
-        open_.add("T3" if ReplyArrival in run.met else "T2")
+    if run.woken:
+        open_.add("T3" if run.answered else "T2")
     if run.state.plan != run.before.plan:
         open_.add("K1" if not run.before.plan else "K3" if run.finished else "K2")
     return open_
@@ -394,19 +409,3 @@ def _audit(arrival: CancelArrival, before: State, after: State) -> AuditRow:
         before.status,
         after.status,
     )
-
-
-def _join(into: Changes, part: Changes) -> None:
-    into.moved += part.moved
-    into.history += part.history
-    into.values += part.values
-    into.outbox += part.outbox
-    into.woken += part.woken
-    into.incidents += part.incidents
-    into.resolved += part.resolved
-    into.flagged += part.flagged
-    into.mended += part.mended
-    into.stale += part.stale
-    into.pending += part.pending
-    into.taken += part.taken
-    into.audit += part.audit

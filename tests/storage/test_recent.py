@@ -57,14 +57,14 @@ def test_what_was_started_is_known_with_its_time_reckoned_on(
 
 def test_what_was_moved_is_known_as_it_was_written(clock: HandClock, instances: RecentInstances) -> None:
     first, second = ValueKey(RUN, "s1", 0, 0, "output"), ValueKey(RUN, "s2", 0, 0, "output")
-    before = Known(loaded(now_ms=200), clock.seconds, clock.seconds, {first: b"1"})
+    before = Known(loaded(now_ms=200), clock.seconds, clock.seconds, (ValueRow(first, b"1"),))
     changes = Changes(moved=[moved()], values=[ValueRow(second, b"2")])
     instances.keep_moved({RUN: before}, changes)
     clock.seconds += 0.1
     known = instances.take([RUN])[RUN]
     row = known.row
     assert (row.version, row.state, row.wakeup_ms, row.now_ms) == (4, '{"d": 1}', 60_000, 300)
-    assert known.values == {first: b"1", second: b"2"}
+    assert known.values == (ValueRow(first, b"1"), ValueRow(second, b"2"))
 
 
 def test_what_another_process_moved_is_not_kept(instances: RecentInstances) -> None:

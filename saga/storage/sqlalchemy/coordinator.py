@@ -107,10 +107,8 @@ class SqlCoordinatorStore:
     async def _decide(self, work: Work, known: Mapping[UUID, Known]) -> Changes:
         wanted = work.decide({run_id: each.row for run_id, each in known.items()})
         values: dict[ValueKey, bytes] = {}
-        for key in wanted:
-            value = known[key.run_id].values.get(key)
-            if value is not None:
-                values[key] = value
+        for run_id in {key.run_id for key in wanted}:
+            values.update([row for row in known[run_id].values if row.key in wanted])
         if len(values) < len(wanted):
             values.update(await self._read_values([key for key in wanted if key not in values]))
         return work.changes(values)

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 from saga.clock import Clock
-from saga.storage.base import Changes, Loaded, NewInstance, ValueKey
+from saga.storage.base import Changes, Loaded, NewInstance, ValueRow
 
 INSTANCES_MAX: Final = 10_000
 BYTES_MAX: Final = 4_096
@@ -27,7 +27,7 @@ class Known(NamedTuple):
     row: Loaded
     at: float
     anchor: float
-    values: Mapping[ValueKey, bytes] = {}
+    values: tuple[ValueRow, ...] = ()
     """Payloads of it that this process wrote; they never change."""
 
     def later(self, now: float) -> Known:
@@ -61,16 +61,15 @@ class RecentInstances:
 
     def keep_moved(self, known: Mapping[UUID, Known], changes: Changes) -> None:
         """Keep what was moved just now from what was known before; moves of anything else did not take place."""
-        written: dict[UUID, dict[ValueKey, bytes]] = {}
-        for key, data in changes.values:
-            written.setdefault(key.run_id, {})[key] = data
+        written: dict[UUID, tuple[ValueRow, ...]] = {}
+        for value in changes.values:
+            run_id = value.key.run_id
+            written[run_id] = (*written.get(run_id, ()), value)
         for moved in changes.moved:
             before = known.get(moved.run_id)
             if before is None:  # lost: another process moved it
                 continue
-            row, values = before.row, before.values
-            if also := written.get(moved.run_id):
-                values = {**values, **also} if values else also
+            row, values = before.row, before.values + written.get(moved.run_id, ())
             after = Loaded(
                 *row[:4], moved.version, moved.state, row.input, row.now_ms, moved.wakeup_ms, moved.status
             )
@@ -86,7 +85,7 @@ class RecentInstances:
     def keep(self, known: Known) -> None:
         """Keep an instance unless it is closed or large."""
         row = known.row
-        size = len(row.input) + len(row.state) + sum(map(len, known.values.values()))
+        size = len(row.input) + len(row.state) + sum([len(value.data) for value in known.values])
         if row.wakeup_ms is None or size > BYTES_MAX or self._clock.monotonic() < self._trusted_from:
             return
         self._known[row.run_id] = known
