@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks import systems, workloads
 from benchmarks.load import Load
 from benchmarks.profiling import Profiler
+from saga.cli import collector
 
 
 def say(**words: Any) -> None:
@@ -67,6 +68,7 @@ def main() -> None:
     logging.basicConfig(
         level="WARNING", format="%(process)d %(levelname)s %(name)s %(message)s", stream=sys.stderr
     )
+    collector.spare()  # as `saga coordinator` and `saga participant` do; the naive form gets the same
     asyncio.run(serve(systems.Spec(**json.loads(sys.argv[1]))))
 
 

@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from typing import Any, Final, Protocol, TypeVar
 from uuid import UUID
 
+from saga.uuids import uuid_of
+
 T = TypeVar("T")
 log: Final[logging.Logger] = logging.getLogger("saga.tasks")
 
@@ -71,11 +73,10 @@ class SystemIds:
     """UUIDv7 (RFC 9562) from the wall clock and the system's random source."""
 
     def uuid7(self) -> UUID:
-        milliseconds = time.time_ns() // 1_000_000
-        value = (milliseconds << 80) | int.from_bytes(os.urandom(10), "big")
-        value = (value & ~(0xF << 76)) | (0x7 << 76)
-        value = (value & ~(0x3 << 62)) | (0x2 << 62)
-        return UUID(int=value)
+        raw = bytearray((time.time_ns() // 1_000_000).to_bytes(6, "big") + os.urandom(10))
+        raw[6] = raw[6] & 0x0F | 0x70
+        raw[8] = raw[8] & 0x3F | 0x80
+        return uuid_of(bytes(raw))
 
     def fraction(self) -> float:
         return int.from_bytes(os.urandom(7), "big") / (1 << 56)

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Final, NoReturn, Protocol, cast
 import typer
 
 from saga import failpoints
+from saga.cli import collector
 from saga.cli.errors import FINDING, told
 
 log: Final[logging.Logger] = logging.getLogger("saga.cli")
@@ -103,6 +104,7 @@ def _run(place: str, role: str, grace_seconds: float, log_level: str) -> None:
         app = load(place)
         if not callable(getattr(app, role, None)):
             raise typer.BadParameter(f"{place!r} is not an app: it cannot {role.replace('_', ' a ')}")
+        collector.spare()
         asyncio.run(_serve(cast(Role, getattr(app, role)), timedelta(seconds=grace_seconds)))
 
 

@@ -39,6 +39,7 @@ from saga.messages import (
 from saga.outbox.parking import Parking, parked_row
 from saga.outbox.publisher import DirectPublisher
 from saga.storage.base import Advanced, Closed, CoordinatorStore, ParkedRow
+from saga.uuids import parse_uuid
 
 log: Final[logging.Logger] = logging.getLogger("saga.coordinator")
 
@@ -213,7 +214,7 @@ class Coordinator:
         if min(numbers) < 0 or max(numbers) > NUMBER_MAX:
             raise MessageInvalid(f"A number is not from 0 to {NUMBER_MAX}.")
         try:
-            return UUID(reply.runid)
+            return parse_uuid(reply.runid)
         except ValueError:
             raise MessageInvalid("runid is no UUID.") from None
 
