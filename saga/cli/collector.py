@@ -14,7 +14,7 @@ YOUNG_OBJECTS: Final = 20_000
 
 
 def spare() -> None:
-    """Freeze what is there, and collect the young after 20,000 new objects instead of 700. To be called after imports."""
+    """Freeze what is there, and collect the young after 20,000 new objects, not 700. To be called after the imports."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
