@@ -135,7 +135,7 @@ async def test_waiters_over_coordinator_kills_all_get_the_right_answer_soon(
     async with place.app(redrive=timedelta(milliseconds=500)).as_client() as client:
         waiting = [asyncio.ensure_future(wait(client, n)) for n in range(WAITERS)]
         for _ in range(3):
-            assert await forge.end(forge.fork(place, "serve", fail="C8:kill:n=10")) == -signal.SIGKILL
+            assert await forge.end(forge.fork(place, "serve", fail="C8:kill:n=1")) == -signal.SIGKILL
             faults.fired("coordinator killed")
         forge.fork(place, "serve")
         await asyncio.gather(*waiting)
