@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -131,7 +131,15 @@ class RabbitMQBroker:
             if channel.parking is not None:
                 named.setdefault(channel.parking, Channel(channel.parking))
         link = await self._need_link()
-        for channel in named.values():
+        try:
+            await self._declare(link, named.values())
+        except BrokerUnavailable:
+            # A queue that is declared while a consumer subscribes to it can cost the whole connection (541, a crash
+            # in the server). What was declared stays so, and over the next connection it goes on.
+            await self._declare(await self._need_link(), named.values())
+
+    async def _declare(self, link: Link, channels: Iterable[Channel]) -> None:
+        for channel in channels:
             try:
                 await topology.declare(link, channel, self._options)
             except ChannelLost as error:
