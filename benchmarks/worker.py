@@ -68,8 +68,10 @@ def main() -> None:
     logging.basicConfig(
         level="WARNING", format="%(process)d %(levelname)s %(name)s %(message)s", stream=sys.stderr
     )
-    collector.spare()  # as `saga coordinator` and `saga participant` do; the naive form gets the same
-    asyncio.run(serve(systems.Spec(**json.loads(sys.argv[1]))))
+    spec = systems.Spec(**json.loads(sys.argv[1]))
+    if spec.system == "saga":
+        collector.spare()  # as `saga coordinator` and `saga participant` do
+    asyncio.run(serve(spec))
 
 
 if __name__ == "__main__":

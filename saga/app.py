@@ -20,6 +20,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, Final
 
+from saga.batcher import Lane
 from saga.brokers.base import Broker
 from saga.client import Client
 from saga.clock import Clock, Ids, SystemClock, SystemIds, TaskSpawner
@@ -263,7 +264,7 @@ class _Running:
         app = self._app
         ports: dict[str, Any] = {"clock": app._clock, "spawner": self.spawner}
         outbox = SqlOutboxStore(database, app.namespace)
-        recent = RecentInstances(app._clock)
+        recent, lane = RecentInstances(app._clock), Lane()
         store = SqlCoordinatorStore(database, app.namespace, recent)
         self.publisher = publisher = DirectPublisher(self.broker, outbox, **ports)
         self.relay = Relay(self.broker, outbox, publisher, ids=app._ids, **ports)
@@ -286,6 +287,7 @@ class _Running:
             canceller=verbs,
             inside_handler=lambda: handler_writes_to.get() == database.url.database,
             closed_here=coordinates,
+            lane=lane,
             **ports,
         )
         self.coordinator = Coordinator(
@@ -297,6 +299,7 @@ class _Running:
             namespace=app.namespace,
             ids=app._ids,
             on_closed=client.closed,
+            lane=lane,
             **ports,
         )
 

@@ -18,12 +18,36 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from saga.clock import Spawner
 
 T = TypeVar("T")
 log: Final[logging.Logger] = logging.getLogger("saga.tasks")
+
+BESIDE_MIN: Final = 64
+"""Items that make it worth while to prepare a batch while another one is being committed."""
+
+
+class Lane:
+    """What several batchers share: a batch of one of them begins beside one of another as beside one of its own."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self._batchers: list[Batcher[Any]] = []
+
+    def join(self, batcher: Batcher[Any]) -> None:
+        """Have a batcher told when a batch of another one ends."""
+        self._batchers.append(batcher)
+
+    def left(self, batcher: Batcher[Any]) -> None:
+        """A batch ended: what waited for that may begin, that of another batcher first, so that none waits for long."""
+        self.running -= 1
+        self._batchers.remove(batcher)
+        self._batchers.append(batcher)
+        for waiting in list(self._batchers):
+            if len(waiting):
+                waiting.start()
 
 
 class Batcher(Generic[T]):
@@ -39,6 +63,7 @@ class Batcher(Generic[T]):
         held_max: int | None = None,
         workers: int = 1,
         beside_min: int = 1,
+        lane: Lane | None = None,
         failed: Callable[[Sequence[T], BaseException], None] | None = None,
     ) -> None:
         self._work = work
@@ -51,6 +76,8 @@ class Batcher(Generic[T]):
         self._failed = failed
         self._items: deque[T] = deque()
         self._running = 0
+        self._lane = lane or Lane()
+        self._lane.join(self)
         self._starting = False
         self._joining: list[asyncio.Future[None]] = []
 
@@ -68,7 +95,7 @@ class Batcher(Generic[T]):
         if self._held_max is not None and len(self._items) >= self._held_max:
             return False
         self._items.append(item)
-        self._start()
+        self.start()
         return True
 
     def offer_all(self, items: Iterable[T]) -> int:
@@ -78,7 +105,7 @@ class Batcher(Generic[T]):
             del waiting[max(self._held_max - len(self._items), 0) :]
         if waiting:
             self._items.extend(waiting)
-            self._start()
+            self.start()
         return len(waiting)
 
     async def join(self) -> None:
@@ -88,27 +115,30 @@ class Batcher(Generic[T]):
             self._joining.append(waiting)
             await waiting
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Begin a batch of what waits, unless others are under way and too little waits to go beside them."""
         # One start at a time: the task takes everything there is, and starts a neighbour only for what is left.
         if self._starting or self._running >= self._workers:
             return
-        if self._running and len(self._items) < self._beside_min:
+        if self._lane.running and len(self._items) < self._beside_min:
             return
         self._starting = True
         self._running += 1
-        self._spawner.spawn(self._drain(), name=self._name)
+        self._lane.running += 1
+        self._spawner.spawn(self._batch(), name=self._name)
 
-    async def _drain(self) -> None:
+    async def _batch(self) -> None:
         self._starting = False
         try:
-            while self._items:
-                count = min(len(self._items), self._batch_max)
-                batch = [self._items.popleft() for _ in range(count)]
-                if self._items:
-                    self._start()
+            count = min(len(self._items), self._batch_max)
+            batch = [self._items.popleft() for _ in range(count)]
+            if self._items:
+                self.start()
+            if batch:
                 await self._guarded(batch)
         finally:
             self._running -= 1
+            self._lane.left(self)
             self._release()
 
     async def _guarded(self, batch: Sequence[T]) -> None:

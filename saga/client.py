@@ -19,7 +19,7 @@ from uuid import UUID
 
 from pydantic_core import from_json
 
-from saga.batcher import Batcher
+from saga.batcher import BESIDE_MIN, Batcher, Lane
 from saga.clock import Clock, Ids, Spawner
 from saga.compensation.plan import UndoState
 from saga.definition.builder import Saga, SagaDefinition
@@ -200,8 +200,12 @@ class Client:
         canceller: Canceller,
         inside_handler: Callable[[], bool],
         closed_here: bool = False,
+        lane: Lane | None = None,
     ) -> None:
-        """`closed_here` says that a coordinator of this process tells `closed` of most runs that are started here."""
+        """`lane` is shared with the coordinator of this process.
+
+        `closed_here` says that it tells `closed` of most runs that are started here.
+        """
         self._registry = registry
         self._store = store
         self._namespace = namespace
@@ -214,7 +218,12 @@ class Client:
         self._inside_handler = inside_handler
         self._closed_here = closed_here
         self._starts: Batcher[_Start] = Batcher(
-            self._commit, batch_max=START_BATCH, spawner=spawner, name="saga-start"
+            self._commit,
+            batch_max=START_BATCH,
+            spawner=spawner,
+            name="saga-start",
+            beside_min=BESIDE_MIN,
+            lane=lane,
         )
         self._waiting: dict[UUID, list[asyncio.Future[Closed]]] = {}
         self._asked: set[UUID] = set()

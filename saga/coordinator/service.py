@@ -17,7 +17,7 @@ from uuid import UUID
 
 from pydantic_core import to_json
 
-from saga.batcher import Batcher
+from saga.batcher import BESIDE_MIN, Batcher, Lane
 from saga.brokers.base import Broker, Channel, Consumer, Delivery
 from saga.clock import Clock, Ids, Spawner
 from saga.coordinator.arrivals import Arrival, ReplyArrival, TimerArrival
@@ -44,8 +44,6 @@ from saga.uuids import parse_uuid
 log: Final[logging.Logger] = logging.getLogger("saga.coordinator")
 
 BATCH: Final = 256
-BESIDE_MIN: Final = 64
-"""Arrivals that make it worth while to decide on a batch while another one is being written."""
 PREFETCH: Final = 256
 DUE_BATCH: Final = 200
 POLL_SECONDS: Final = 1.0
@@ -72,7 +70,9 @@ class Coordinator:
         ids: Ids,
         spawner: Spawner,
         on_closed: Callable[[Sequence[Closed]], None],
+        lane: Lane | None = None,
     ) -> None:
+        """`lane` is shared with the starts of this process: what arrives while one commits makes a larger batch."""
         self._registry = registry
         self._broker = broker
         self._store = store
@@ -91,6 +91,7 @@ class Coordinator:
             name="saga-advance",
             workers=store.writers,
             beside_min=BESIDE_MIN,
+            lane=lane,
         )
         self._consumer: Consumer | None = None
         self._loops: list[asyncio.Task[None]] = []

@@ -25,6 +25,9 @@ from saga.participant.answers import Answer
 from saga.participant.attempts import Attempt, Held
 
 BATCH_MAX: Final = 1024
+WORKERS: Final = 8
+BESIDE_MIN: Final = 16
+"""Replies that are sent although earlier ones are not confirmed yet; fewer wait for that and travel together."""
 PAUSE_SECONDS: Final = 0.2
 PAUSE_SECONDS_MAX: Final = 10.0
 log: Final[logging.Logger] = logging.getLogger("saga.participant")
@@ -53,7 +56,12 @@ class Replies:
         self._pack_count = PACK_COUNT_MAX if capabilities.packs_commands else 1
         self._pack_bytes = min(BODY_BYTES_MAX, capabilities.body_bytes_max)
         self._out: Batcher[Attempt] = Batcher(
-            self._publish, spawner=spawner, name="saga-replies", batch_max=BATCH_MAX
+            self._publish,
+            spawner=spawner,
+            name="saga-replies",
+            batch_max=BATCH_MAX,
+            workers=WORKERS,
+            beside_min=BESIDE_MIN,
         )
         self._confirmed: Batcher[Sequence[Attempt]] = Batcher(
             self._settle_all, spawner=spawner, name="saga-acks", batch_max=BATCH_MAX
@@ -85,6 +93,7 @@ class Replies:
             await waiting
 
     async def _publish(self, attempts: Sequence[Attempt]) -> None:
+        """Send replies and wait for what becomes of them: meanwhile the next ones gather, and travel as one message."""
         groups: dict[str, list[Attempt]] = {}
         for attempt in attempts:
             groups.setdefault(attempt.command.replyto, []).append(attempt)
@@ -96,7 +105,8 @@ class Replies:
                 messages.append(OutMessage(channel, body, content_type, members[0].command.runid))
                 packed.append(members)
         confirmed: list[Attempt] = []
-        for future, members in zip(self._broker.publish(messages), packed, strict=True):
+        futures = self._broker.publish(messages)
+        for future, members in zip(futures, packed, strict=True):
             if not future.done():
                 future.add_done_callback(partial(self._known, members))
             elif future.result() is PublishOutcome.CONFIRMED:
@@ -106,6 +116,8 @@ class Replies:
         if confirmed:
             self._failures = 0
             self._confirmed.offer(confirmed)
+        if waiting := [future for future in futures if not future.done()]:
+            await asyncio.wait(waiting)
 
     def _packs(self, group: list[Attempt]) -> Sequence[list[Attempt]]:
         if self._pack_count == 1 or len(group) == 1:

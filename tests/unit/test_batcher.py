@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
-from saga.batcher import Batcher
+from saga.batcher import Batcher, Lane
 from saga.clock import TaskSpawner
 
 
@@ -65,7 +65,8 @@ async def test_several_workers_share_what_is_there(spawner: TaskSpawner) -> None
         nonlocal running, most
         running += 1
         most = max(most, running)
-        await asyncio.sleep(0)
+        for _ in range(3):
+            await asyncio.sleep(0)
         running -= 1
 
     batcher: Batcher[int] = Batcher(work, spawner=spawner, name="test", batch_max=1, workers=3)
@@ -99,6 +100,30 @@ async def test_a_batch_begins_beside_another_only_when_enough_items_wait(spawner
     gate.set()
     await batcher.join()
     assert batches == [1, 4, 10]
+
+
+async def test_batchers_of_one_lane_take_turns(spawner: TaskSpawner) -> None:
+    """However much keeps coming for one of them, the other is next."""
+    order: list[str] = []
+    lane = Lane()
+
+    async def many(batch: Sequence[int]) -> None:
+        order.append("many")
+        if len(order) < 10:
+            busy.offer(0)
+        await asyncio.sleep(0)
+
+    async def few(batch: Sequence[int]) -> None:
+        order.append("few")
+
+    busy: Batcher[int] = Batcher(many, spawner=spawner, name="many", batch_max=1, beside_min=64, lane=lane)
+    calm: Batcher[int] = Batcher(few, spawner=spawner, name="few", batch_max=1, beside_min=64, lane=lane)
+    busy.offer(0)
+    await asyncio.sleep(0)
+    calm.offer(1)
+    await busy.join()
+    await calm.join()
+    assert order[:3] == ["many", "few", "many"]
 
 
 async def test_a_bad_batch_does_not_stop_the_next(spawner: TaskSpawner) -> None:
