@@ -33,7 +33,7 @@ class Lane:
     """What several batchers share: a batch of one of them begins beside one of another as beside one of its own."""
 
     def __init__(self) -> None:
-        self.running = 0
+        self.running: int = 0
         self._batchers: list[Batcher[Any]] = []
 
     def join(self, batcher: Batcher[Any]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 from typing import Final
 
-YOUNG_OBJECTS: Final = 20_000
+YOUNG_OBJECTS: Final[int] = 20_000
 
 
 def spare() -> None:
