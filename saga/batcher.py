@@ -17,7 +17,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, Generic, TypeVar
 
 from saga.clock import Spawner
@@ -40,11 +41,24 @@ class Lane:
         """Have a batcher told when a batch of another one ends."""
         self._batchers.append(batcher)
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Let others pass while a batch does nothing but wait, for example for a database that is away."""
+        self.running -= 1
+        self._wake()
+        try:
+            yield
+        finally:
+            self.running += 1
+
     def left(self, batcher: Batcher[Any]) -> None:
         """A batch ended: what waited for that may begin, that of another batcher first, so that none waits for long."""
         self.running -= 1
         self._batchers.remove(batcher)
         self._batchers.append(batcher)
+        self._wake()
+
+    def _wake(self) -> None:
         for waiting in list(self._batchers):
             if len(waiting):
                 waiting.start()

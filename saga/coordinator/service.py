@@ -84,6 +84,7 @@ class Coordinator:
         self._spawner = spawner
         self._on_closed = on_closed
         self._budget = RedriveBudget()
+        self._lane = lane or Lane()
         self._arrivals: Batcher[Arrival] = Batcher(
             self._advance,
             batch_max=BATCH,
@@ -91,7 +92,7 @@ class Coordinator:
             name="saga-advance",
             workers=store.writers,
             beside_min=BESIDE_MIN,
-            lane=lane,
+            lane=self._lane,
         )
         self._consumer: Consumer | None = None
         self._loops: list[asyncio.Task[None]] = []
@@ -254,7 +255,8 @@ class Coordinator:
                 work, advanced = await self._commit(arrivals, poison)
             except SagaError as error:
                 log.warning("%d arrivals wait: %s", len(arrivals), error.code)
-                await self._clock.sleep(pause * (1 + self._ids.fraction()))
+                with self._lane.aside():  # a start must not wait for this: it fails within its own bound
+                    await self._clock.sleep(pause * (1 + self._ids.fraction()))
                 pause = min(pause * 2, RETRY_SECONDS_MAX)
             # lint: allow broad-except because the instance is set apart with an incident
             except Exception as error:
