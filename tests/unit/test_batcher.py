@@ -126,6 +126,27 @@ async def test_batchers_of_one_lane_take_turns(spawner: TaskSpawner) -> None:
     assert order[:3] == ["many", "few", "many"]
 
 
+async def test_a_batch_that_only_waits_lets_others_of_its_lane_pass(spawner: TaskSpawner) -> None:
+    lane, back, passed = Lane(), asyncio.Event(), asyncio.Event()
+
+    async def away(batch: Sequence[int]) -> None:
+        with lane.aside():
+            await back.wait()
+
+    async def quick(batch: Sequence[int]) -> None:
+        passed.set()
+
+    waiting: Batcher[int] = Batcher(away, spawner=spawner, name="a", batch_max=1, beside_min=64, lane=lane)
+    other: Batcher[int] = Batcher(quick, spawner=spawner, name="b", batch_max=1, beside_min=64, lane=lane)
+    waiting.offer(0)
+    other.offer(1)
+    async with asyncio.timeout(5):
+        await passed.wait()
+    back.set()
+    await waiting.join()
+    assert lane.running == 0
+
+
 async def test_a_bad_batch_does_not_stop_the_next(spawner: TaskSpawner) -> None:
     done: list[int] = []
     failures: list[tuple[list[int], str]] = []
