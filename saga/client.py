@@ -404,8 +404,11 @@ class Client:
         if self._poll is None:
             self._poll = self._spawner.spawn(self._poll_closed(), name="saga-results")
         try:
-            async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
+            if timeout is None:
                 run = await waiter
+            else:
+                async with asyncio.timeout(timeout.total_seconds()):
+                    run = await waiter
         except TimeoutError:
             raise ResultTimeout(saga=handle.saga, saga_id=handle.id) from None
         finally:

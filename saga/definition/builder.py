@@ -137,12 +137,26 @@ class SagaDefinition:
         what: str,
         step: str | None,
     ) -> bytes:
-        parsed = {source: from_json(values[source]) for source in sources(expression)}
         try:
-            return into.encode(into.decode(to_json(evaluate(expression, parsed)), what=what), what=what)
+            made = to_json(evaluate(expression, _Parsed(values)))
+            return into.encode(into.decode(made, what=what), what=what)
         except PayloadInvalid as error:
             error.saga, error.step = self.name, step
             raise
+
+
+class _Parsed(dict[str, Any]):
+    """Parses a source's JSON when an expression first reads it."""
+
+    __slots__ = ("_raw",)
+
+    def __init__(self, raw: Mapping[str, bytes]) -> None:
+        super().__init__()
+        self._raw = raw
+
+    def __missing__(self, source: str) -> Any:
+        value = self[source] = from_json(self._raw[source])
+        return value
 
 
 class Saga(Generic[I, R]):

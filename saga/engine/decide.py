@@ -254,10 +254,11 @@ def wake(definition: Definition, state: State, event: Event) -> Decision:
     waiting = _waiting(state)
     if waiting.retry_ms is not None:
         return _retry_due(definition, state, event) if event.at_ms >= waiting.retry_ms else Decision(state)
-    closes = _closes_ms(definition, state)
+    last = _last_send_ms(definition, state)
+    closes = _closes_ms(definition, waiting, last)
     if closes is not None and event.at_ms >= closes:
         return _timed_out(definition, state, event)
-    last, resend_ms = _last_send_ms(definition, state), _resend_ms(definition, state)
+    resend_ms = _resend_ms(definition, waiting, last)
     due = resend_ms is not None and event.at_ms >= resend_ms
     resend = (event.may_resend and due) or event.broker_forgot
     sendable = last is None or event.at_ms < last
@@ -308,19 +309,17 @@ def _last_send_ms(definition: Definition, state: State) -> int | None:
     return _budget_ends_ms(step, waiting)
 
 
-def _closes_ms(definition: Definition, state: State) -> int | None:
-    """When the outstanding command is given up as unknown; None if never.
+def _closes_ms(definition: Definition, waiting: Outstanding, last: int | None) -> int | None:
+    """When the outstanding command is given up as unknown; None if never. `last`: from when on it is not sent again.
 
     Not before the latest sending could have run its full attempt, so that an undo does not race the action (P5).
     """
-    last, waiting = _last_send_ms(definition, state), _waiting(state)
     if last is None:
         return None
     return max(last, waiting.sent_ms + (definition.steps[waiting.step].start_to_close_ms or 0))
 
 
-def _resend_ms(definition: Definition, state: State) -> int | None:
-    last, waiting = _last_send_ms(definition, state), _waiting(state)
+def _resend_ms(definition: Definition, waiting: Outstanding, last: int | None) -> int | None:
     at_ms = waiting.sent_ms + definition.redrive.after_ms(waiting.resends, _attempt_ms(definition, waiting))
     return at_ms if last is None or at_ms < last else None
 
@@ -335,8 +334,9 @@ def next_due_ms(definition: Definition, state: State, now_ms: int) -> int | None
         return None
     if waiting.retry_ms is not None:
         return waiting.retry_ms
-    last, closes = _last_send_ms(definition, state), _closes_ms(definition, state)
-    resend = None if last is not None and now_ms >= last else _resend_ms(definition, state)
+    last = _last_send_ms(definition, state)
+    closes = _closes_ms(definition, waiting, last)
+    resend = None if last is not None and now_ms >= last else _resend_ms(definition, waiting, last)
     if closes is None or resend is None:
         return resend if closes is None else closes
     return min(closes, resend)

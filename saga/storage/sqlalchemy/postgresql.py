@@ -32,8 +32,8 @@ SELECT 1 FROM saga_instance WHERE namespace = :namespace AND run_id = ANY(CAST(:
 
 VALUES: Final = text("""
 SELECT v.run_id, v.step, v.iteration, v.round, v.kind, v.data
-  FROM unnest(CAST(:run_ids AS uuid[]), CAST(:steps AS text[]), CAST(:iterations AS int[]),
-              CAST(:rounds AS int[]), CAST(:kinds AS text[])) AS k(run_id, step, iteration, round, kind)
+  FROM unnest(CAST(:run_ids AS uuid[]), CAST(:steps AS text[]), CAST(CAST(:iterations AS text) AS int[]),
+              CAST(CAST(:rounds AS text) AS int[]), CAST(:kinds AS text[])) AS k(run_id, step, iteration, round, kind)
   JOIN saga_value v ON v.namespace = :namespace AND v.run_id = k.run_id AND v.step = k.step
        AND v.iteration = k.iteration AND v.round = k.round AND v.kind = k.kind
 """)
@@ -56,26 +56,34 @@ HISTORY: Final = ("h_run_ids", "h_versions", "h_events", "h_steps", "h_direction
 VALUE: Final = ("v_run_ids", "v_steps", "v_iterations", "v_rounds", "v_kinds", "v_datas")
 OUTBOX: Final = ("o_message_ids", "o_parts", "o_channels", "o_keys", "o_bodies")
 
+NUMBERS: Final = frozenset(
+    {
+        *("expected", "versions", "wakeups", "saga_versions", "run_numbers", "h_versions", "h_attempts"),
+        *("v_iterations", "v_rounds", "iterations", "rounds", "o_parts"),
+    }
+)
+"""Sent as PostgreSQL's array literals, which hold nothing to escape: the driver looks at every element of a list."""
+
 _HISTORY: Final = """
 INSERT INTO saga_history (namespace, run_id, version, event, step, direction, attempt, detail, at)
 SELECT :namespace, h.run_id, h.version, h.event, h.step, h.direction, h.attempt, h.detail, statement_timestamp()
-  FROM unnest(CAST(:h_run_ids AS uuid[]), CAST(:h_versions AS int[]), CAST(:h_events AS text[]),
-              CAST(:h_steps AS text[]), CAST(:h_directions AS text[]), CAST(:h_attempts AS int[]),
+  FROM unnest(CAST(:h_run_ids AS uuid[]), CAST(CAST(:h_versions AS text) AS int[]), CAST(:h_events AS text[]),
+              CAST(:h_steps AS text[]), CAST(:h_directions AS text[]), CAST(CAST(:h_attempts AS text) AS int[]),
               CAST(:h_details AS text[])) AS h(run_id, version, event, step, direction, attempt, detail)
 """
 
 _VALUES: Final = """
 INSERT INTO saga_value (namespace, run_id, step, iteration, round, kind, data)
 SELECT :namespace, v.run_id, v.step, v.iteration, v.round, v.kind, v.data
-  FROM unnest(CAST(:v_run_ids AS uuid[]), CAST(:v_steps AS text[]), CAST(:v_iterations AS int[]),
-              CAST(:v_rounds AS int[]), CAST(:v_kinds AS text[]), CAST(:v_datas AS bytea[]))
+  FROM unnest(CAST(:v_run_ids AS uuid[]), CAST(:v_steps AS text[]), CAST(CAST(:v_iterations AS text) AS int[]),
+              CAST(CAST(:v_rounds AS text) AS int[]), CAST(:v_kinds AS text[]), CAST(:v_datas AS bytea[]))
        AS v(run_id, step, iteration, round, kind, data)
 """
 
 _OUTBOX: Final = """
 INSERT INTO saga_outbox (namespace, part, message_id, channel, ordering_key, body, created_at)
 SELECT :namespace, o.part, o.message_id, o.channel, o.ordering_key, o.body, statement_timestamp()
-  FROM unnest(CAST(:o_parts AS smallint[]), CAST(:o_message_ids AS uuid[]), CAST(:o_channels AS text[]),
+  FROM unnest(CAST(CAST(:o_parts AS text) AS smallint[]), CAST(:o_message_ids AS uuid[]), CAST(:o_channels AS text[]),
               CAST(:o_keys AS text[]), CAST(:o_bodies AS bytea[])) AS o(part, message_id, channel, ordering_key, body)
 """
 
@@ -95,9 +103,9 @@ def write_statement(*, values: bool, outbox: bool, confirmed: bool) -> TextClaus
     """
     moved = """\
 u AS MATERIALIZED (
-  SELECT * FROM unnest(CAST(:run_ids AS uuid[]), CAST(:expected AS int[]), CAST(:were AS text[]),
-                       CAST(:versions AS int[]), CAST(:statuses AS text[]), CAST(:states AS text[]),
-                       CAST(:wakeups AS bigint[]), CAST(:results AS bytea[]))
+  SELECT * FROM unnest(CAST(:run_ids AS uuid[]), CAST(CAST(:expected AS text) AS int[]), CAST(:were AS text[]),
+                       CAST(CAST(:versions AS text) AS int[]), CAST(:statuses AS text[]), CAST(:states AS text[]),
+                       CAST(CAST(:wakeups AS text) AS bigint[]), CAST(:results AS bytea[]))
          AS u(run_id, expected, was, version, status, state, wakeup_ms, result)),
 locked AS MATERIALIZED (
   SELECT i.run_id, i.version, i.status FROM saga_instance i
@@ -125,9 +133,9 @@ started AS (
   SELECT :namespace, u.run_id, u.saga, u.saga_version, u.saga_id, u.run_number, 1, u.status, u.state, u.input, u.result,
          statement_timestamp(), CASE WHEN u.wakeup_ms IS NULL THEN statement_timestamp() END,
          statement_timestamp() + u.wakeup_ms * interval '1 millisecond'
-    FROM unnest(CAST(:run_ids AS uuid[]), CAST(:sagas AS text[]), CAST(:saga_versions AS int[]),
-                CAST(:saga_ids AS text[]), CAST(:run_numbers AS int[]), CAST(:statuses AS text[]),
-                CAST(:states AS text[]), CAST(:inputs AS bytea[]), CAST(:wakeups AS bigint[]),
+    FROM unnest(CAST(:run_ids AS uuid[]), CAST(:sagas AS text[]), CAST(CAST(:saga_versions AS text) AS int[]),
+                CAST(:saga_ids AS text[]), CAST(CAST(:run_numbers AS text) AS int[]), CAST(:statuses AS text[]),
+                CAST(:states AS text[]), CAST(:inputs AS bytea[]), CAST(CAST(:wakeups AS text) AS bigint[]),
                 CAST(:results AS bytea[]))
          AS u(run_id, saga, saga_version, saga_id, run_number, status, state, input, wakeup_ms, result)
    ORDER BY u.saga, u.saga_id
@@ -158,15 +166,23 @@ DELETE_ONLY: Final = text(DELETE)
 
 WAKE: Final = text("""
 UPDATE saga_instance i SET wakeup_at = i.created_at + u.wakeup_ms * interval '1 millisecond'
-  FROM unnest(CAST(:run_ids AS uuid[]), CAST(:wakeups AS bigint[])) AS u(run_id, wakeup_ms)
+  FROM unnest(CAST(:run_ids AS uuid[]), CAST(CAST(:wakeups AS text) AS bigint[])) AS u(run_id, wakeup_ms)
  WHERE i.namespace = :namespace AND i.run_id = u.run_id AND i.closed_at IS NULL
 """)
 
 
-def columns(rows: Iterable[tuple[Any, ...]], names: Sequence[str]) -> dict[str, list[Any]]:
+def columns(rows: Iterable[tuple[Any, ...]], names: Sequence[str]) -> dict[str, Any]:
     """Return rows as one array per column, by parameter name."""
-    turned = list(zip(*rows, strict=True))
-    return {name: list(turned[place]) if turned else [] for place, name in enumerate(names)}
+    turned = list(zip(*rows, strict=True)) or [()] * len(names)
+    return {
+        name: numbers(column) if name in NUMBERS else list(column)
+        for name, column in zip(names, turned, strict=True)
+    }
+
+
+def numbers(column: Iterable[int | None]) -> str:
+    """Return PostgreSQL's array literal of these."""
+    return "{" + ",".join(map(str, column)).replace("None", "NULL") + "}"
 
 
 class PostgreSQLStatements(Statements):

@@ -6,7 +6,8 @@ A guess, never an authority: the version check of the write (P1) tells when anot
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final
 from uuid import UUID
 
 from saga.clock import Clock
@@ -21,7 +22,9 @@ DISTRUST_SECONDS: Final = 10.0
 """For so long everything is loaded after a guess was wrong: other coordinators take part in the same sagas."""
 
 
-class Known(NamedTuple):
+# Neither frozen nor made anew when its instance moves: two are taken and kept for every step.
+@dataclass(slots=True)
+class Known:
     """An instance. Its `now_ms` was true at `at`, reckoned on from a reading of the database's clock at `anchor`."""
 
     row: Loaded
@@ -30,11 +33,12 @@ class Known(NamedTuple):
     values: tuple[ValueRow, ...] = ()
     """Payloads of it that this process wrote; they never change."""
 
-    def later(self, now: float) -> Known:
-        """Return the instance with its time reckoned on."""
+    def reckon(self, now: float) -> Known:
+        """Reckon the instance's time on, and return it."""
         row = self.row
         now_ms = row.now_ms + round((now - self.at) * 1000)
-        return Known(Loaded(*row[:7], now_ms, row.wakeup_ms, row.status), now, self.anchor, self.values)
+        self.row, self.at = Loaded(*row[:7], now_ms, row.wakeup_ms, row.status), now
+        return self
 
 
 class RecentInstances:
@@ -54,26 +58,24 @@ class RecentInstances:
         now = self._clock.monotonic()
         found = [(run_id, self._known.pop(run_id, None)) for run_id in run_ids]
         return {
-            run_id: known.later(now)
+            run_id: known.reckon(now)
             for run_id, known in found
             if known is not None and now - known.anchor < ANCHOR_SECONDS
         }
 
     def keep_moved(self, known: Mapping[UUID, Known], changes: Changes) -> None:
         """Keep what was moved just now from what was known before; moves of anything else did not take place."""
-        written: dict[UUID, tuple[ValueRow, ...]] = {}
         for value in changes.values:
-            run_id = value.key.run_id
-            written[run_id] = (*written.get(run_id, ()), value)
+            if (of := known.get(value.key.run_id)) is not None:
+                of.values += (value,)
         for moved in changes.moved:
-            before = known.get(moved.run_id)
-            if before is None:  # lost: another process moved it
-                continue
-            row, values = before.row, before.values + written.get(moved.run_id, ())
-            after = Loaded(
-                *row[:4], moved.version, moved.state, row.input, row.now_ms, moved.wakeup_ms, moved.status
-            )
-            self.keep(Known(after, before.at, before.anchor, values))
+            # neither one that is closed now nor, not known any more, one that another process moved
+            if moved.wakeup_ms is not None and (of := known.get(moved.run_id)) is not None:
+                row = of.row
+                of.row = Loaded(
+                    *row[:4], moved.version, moved.state, row.input, row.now_ms, moved.wakeup_ms, moved.status
+                )
+                self.keep(of)
 
     def keep_new(self, instances: Iterable[NewInstance]) -> None:
         """Keep what was inserted just now: its time begins here."""
