@@ -8,16 +8,19 @@ from pydantic_core import to_json
 
 from saga.engine.effects import Dispatch, Effect
 from saga.engine.events import (
+    AbandonRequested,
     ActivityFailed,
     ActivityRefused,
     CancelRequested,
     CompensationFailed,
     CompensationRefused,
     Event,
+    TerminateRequested,
     TimerFired,
 )
 from saga.engine.model import Definition
 from saga.engine.state import State
+from saga.engine.verbs import standing
 from saga.messages import Direction
 
 
@@ -73,6 +76,8 @@ def _detail(
         stop = _retry_stop(event, definition, before, after)
         if stop is not None:
             detail["retry_stop"] = stop
+    if isinstance(event, TerminateRequested | AbandonRequested):
+        detail["standing"] = [definition.steps[each.step].name for each in standing(definition, before)]
     return to_json(detail).decode()
 
 

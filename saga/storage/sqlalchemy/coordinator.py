@@ -167,6 +167,14 @@ class SqlCoordinatorStore:
             lambda connection: [(row.id, row.body) for row in connection.execute(query)]
         )
 
+    async def audited(self, request_id: UUID) -> bool:
+        query = select(t.audit.c.id).where(
+            t.audit.c.namespace == self._namespace, t.audit.c.request_id == request_id
+        )
+        return await self._database.run(
+            lambda connection: connection.execute(query).first() is not None, single=True
+        )
+
     async def register(self, definitions: Sequence[tuple[str, int, str, str]]) -> Sequence[str]:
         def transaction(connection: Connection) -> Sequence[str]:
             now = self._sql.now(connection)
