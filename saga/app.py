@@ -21,7 +21,7 @@ from datetime import timedelta
 from typing import Any, Final, NamedTuple, TypeVar
 
 from saga.batcher import Lane
-from saga.brokers.base import Broker, OutMessage
+from saga.brokers.base import Broker, Channel, OutMessage
 from saga.client import Client
 from saga.clock import Clock, Ids, SystemClock, SystemIds, TaskSpawner, within
 from saga.coordinator.service import Coordinator
@@ -32,6 +32,7 @@ from saga.definition.registry import Registry
 from saga.engine.model import Redrive
 from saga.errors import ConfigurationError, MissingCapability
 from saga.messages import BODY_BYTES_MAX, commands_channel, replies_channel
+from saga.outbox.events import Outbox
 from saga.outbox.parking import Parking
 from saga.outbox.publisher import DirectPublisher
 from saga.outbox.relay import Relay
@@ -41,6 +42,7 @@ from saga.storage.base import ParkedRow, StoredRow
 from saga.storage.sqlalchemy import schema
 from saga.storage.sqlalchemy.coordinator import SqlClientStore, SqlCoordinatorStore
 from saga.storage.sqlalchemy.database import Database
+from saga.storage.sqlalchemy.events import SqlEventStore
 from saga.storage.sqlalchemy.operators import SqlOperatorStore
 from saga.storage.sqlalchemy.outbox import SqlOutboxStore
 from saga.storage.sqlalchemy.parking import SqlParkingStore
@@ -82,6 +84,7 @@ class App:
         sagas: Sequence[Saga[Any, Any]] = (),
         participants: Sequence[Participant] = (),
         namespace: str = "default",
+        topics: Sequence[str] = (),
         schema: str | None = None,
         concurrency: int = 64,
         pool_size: int = 10,
@@ -92,7 +95,8 @@ class App:
         """Check what can be checked without I/O.
 
         `database` is a SQLAlchemy URL; None for participants that touch no database (no barrier: their effects are at
-        least once). `schema` is where our tables live on PostgreSQL. `concurrency` bounds the commands that the
+        least once). `topics` are channels for domain events (`app.outbox`), declared at
+        start. `schema` is where our tables live on PostgreSQL. `concurrency` bounds the commands that the
         participants work on at once, `pool_size` the connections and with it the transactions at once. A command
         without an answer is sent again after `redrive`, doubling to ten times that.
         Raises ConfigurationError, DefinitionError, DefinitionChanged.
@@ -108,6 +112,13 @@ class App:
         for saga in sagas:
             self.registry.register(saga)
         self.participants: tuple[Participant, ...] = tuple(participants)
+        self.topics: frozenset[str] = frozenset(topics)
+        if database is None and topics:
+            raise ConfigurationError(
+                "An app with topics needs a database: its events are rows of the outbox."
+            )
+        for topic in topics:
+            check_name(topic, what="topic")
         self._database_url = database
         self._schema = schema
         self._broker_given = broker
@@ -162,6 +173,7 @@ class App:
             await running.start(
                 coordinator=coordinator and bool(self.registry.served()),
                 participants=participants and bool(self.participants),
+                events=bool(self.topics) and (coordinator or participants),
                 broker=broker,
             )
         except BaseException:
@@ -212,6 +224,13 @@ class App:
         if self._running is None or self._running.client is None:
             raise ConfigurationError("The client is there while the app runs: `async with app:`.")
         return self._running.client
+
+    @property
+    def outbox(self) -> Outbox:
+        """Domain events of the running app. Raises ConfigurationError before `start` or without topics."""
+        if self._running is None or self._running.outbox is None:
+            raise ConfigurationError("The outbox is there while an app with topics runs: App(topics=[...]).")
+        return self._running.outbox
 
     @property
     def broker(self) -> Broker:
@@ -280,6 +299,7 @@ class _Running:
         self.broker = app.make_broker(self.spawner)
         self.database = app.make_database(self.spawner)
         self.client: Client | None = None
+        self.outbox: Outbox | None = None
         self.publisher: DirectPublisher | None = None
         self.relay: Relay | None = None
         self.coordinator: Coordinator | None = None
@@ -287,7 +307,8 @@ class _Running:
         self._connected = False
         self._consumed: list[str] = []
 
-    async def start(self, *, coordinator: bool, participants: bool, broker: bool) -> None:
+    async def start(self, *, coordinator: bool, participants: bool, events: bool, broker: bool) -> None:
+        """`events`: send the domain events of this database too, as coordinators do anyway."""
         self._app.check_capabilities(self.broker)
         if self.database is not None:
             await schema.prepare(self.database)
@@ -295,27 +316,48 @@ class _Running:
         self._consumed = self._channels(coordinator, participants)
         if broker:
             await self.broker.start()
+        if self.database is not None and (self._app.registry.served() or self._app.topics):
+            self._make_outbox(self.database)
         if self.database is not None and self._app.registry.served():
             self._make_coordinator(self.database, coordinator)
+        if broker and self._app.topics:
+            await self.broker.declare([Channel(topic) for topic in sorted(self._app.topics)])
         if participants:
             # before the coordinator, so that its first commands meet consumers
             self.participants = self._make_participants()
             await self.participants.start()
-        if coordinator and self.coordinator is not None and self.relay is not None:
+        if coordinator and self.coordinator is not None:
             await self.coordinator.start()
+        else:
+            self.coordinator = None
+        if self.relay is not None and (self.coordinator is not None or events):
             self.relay.start()
         else:
-            self.coordinator = self.relay = None
+            self.relay = None
 
-    def _make_coordinator(self, database: Database, coordinates: bool) -> None:
+    def _make_outbox(self, database: Database) -> None:
         app = self._app
         ports: dict[str, Any] = {"clock": app._clock, "spawner": self.spawner}
-        outbox = SqlOutboxStore(database, app.namespace)
+        store = SqlOutboxStore(database, app.namespace)
+        self.publisher = DirectPublisher(self.broker, store, **ports)
+        self.relay = Relay(self.broker, store, self.publisher, ids=app._ids, **ports)
+        if app.topics:
+            self.outbox = Outbox(
+                SqlEventStore(database, app.namespace),
+                app.topics,
+                namespace=app.namespace,
+                clock=app._clock,
+                ids=app._ids,
+                after_commit=self._wake_relay_after,
+            )
+
+    def _make_coordinator(self, database: Database, coordinates: bool) -> None:
+        app, publisher = self._app, self.publisher
+        assert publisher is not None
+        ports: dict[str, Any] = {"clock": app._clock, "spawner": self.spawner}
         recent, lane = RecentInstances(app._clock), Lane()
         store = SqlCoordinatorStore(database, app.namespace, recent)
-        self.publisher = publisher = DirectPublisher(self.broker, outbox, **ports)
         publish = publisher.publish if self._connected else _leave_to_relay
-        self.relay = Relay(self.broker, outbox, publisher, ids=app._ids, **ports)
         verbs = Verbs(
             app.registry,
             store,

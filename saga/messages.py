@@ -166,6 +166,11 @@ def replies_channel(namespace: str) -> str:
     return f"saga.{namespace}.replies"
 
 
+def is_ours(channel: str) -> bool:
+    """Whether commands or replies travel on the channel; topics of domain events have other names."""
+    return channel.startswith("saga.")
+
+
 def parking_channel(channel: str) -> str:
     """Name of the channel beside a work channel that keeps what could not be handled."""
     return f"{channel}.parked"

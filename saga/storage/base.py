@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple, Protocol
 from uuid import UUID
 
@@ -483,6 +483,18 @@ class OutboxStore(Protocol):
 
     async def unblock(self, keys: Collection[str]) -> None:
         """The broker took these keys again: forget their attempts and close their incidents."""
+        ...
+
+
+class EventStore(Protocol):
+    """What publishing a domain event needs. `session` is the caller's AsyncSession."""
+
+    async def append(self, session: Any, row: OutboxRow, due: timedelta | datetime | None) -> None:
+        """Write an event in the caller's transaction; `due` from now or at an instant, None for at once."""
+        ...
+
+    async def revoke(self, session: Any, message_id: UUID) -> bool:
+        """Delete an event that waits for its time, in a transaction of our own if `session` is None; whether it did."""
         ...
 
 
