@@ -251,13 +251,13 @@ class SagaCompensated(SagaEnded):
 class SagaTerminated(SagaEnded):
     """The saga was stopped by a person, without undo; the audit row names the effects that stand."""
 
-    code = "SG402"
+    code = "SG404"
 
 
 class SagaAbandoned(SagaEnded):
     """The saga was given up by a person while it needed attention; the audit row names the effects that stand."""
 
-    code = "SG403"
+    code = "SG405"
 
 
 # --- infrastructure ---------------------------------------------------------------------------

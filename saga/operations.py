@@ -31,13 +31,13 @@ from saga.errors import (
 from saga.storage.base import (
     AuditEntry,
     DeadLetter,
+    DeadLetterStore,
     Filter,
     IncidentGroup,
     Loaded,
     OperatorStore,
     OutboxStatus,
     ParkedRow,
-    ParkingStore,
 )
 from saga.views import Summary, summary
 
@@ -103,7 +103,7 @@ class Operations:
         self,
         registry: Registry,
         store: OperatorStore,
-        parking: ParkingStore,
+        parking: DeadLetterStore,
         verbs: Orders,
         *,
         namespace: str,

@@ -11,7 +11,8 @@ from uuid import UUID
 from pydantic_core import from_json
 
 from saga.definition.builder import SagaDefinition
-from saga.engine.state import CLOSED, CauseKind, State, Status, decode_state, initial
+from saga.engine.decide import initial
+from saga.engine.state import CLOSED, CauseKind, State, Status, decode_state
 from saga.engine.verbs import allowed
 from saga.messages import FENCES, Direction
 from saga.storage.base import Described, Listed

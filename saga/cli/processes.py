@@ -131,7 +131,7 @@ def _run(place: str, role: str, grace_seconds: float, log_level: str, probed: st
         asyncio.run(_serve(serving, timedelta(seconds=grace_seconds), probed, getattr(app, "health", None)))
 
 
-async def _serve(role: Role, grace: timedelta, probed: str | None, ask: health.Ask | None) -> None:
+async def _serve(role: Role, grace: timedelta, probed: str | None, asked: health.Ask | None) -> None:
     """Run a role until it returns by itself or a signal asks it to; never longer than the grace after that."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
 
@@ -144,10 +144,10 @@ async def _serve(role: Role, grace: timedelta, probed: str | None, ask: health.A
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ask, number)
-    if ask is None:
+    if asked is None:
         await role(stop, grace)
         return
-    async with health.told(probed, ask):
+    async with health.told(probed, asked):
         await role(stop, grace)
 
 

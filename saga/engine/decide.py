@@ -288,9 +288,9 @@ def wake(definition: Definition, state: State, event: Event) -> Decision:
         return _timed_out(definition, state, event)
     resend_ms = _resend_ms(definition, waiting, last)
     due = resend_ms is not None and event.at_ms >= resend_ms
-    resend = (event.may_resend and due) or event.broker_forgot
+    again = (event.may_resend and due) or event.broker_forgot
     sendable = last is None or event.at_ms < last
-    sent = resend(definition, state, event) if resend and sendable else Decision(state)
+    sent = resend(definition, state, event) if again and sendable else Decision(state)
     overdue = due and event.at_ms >= waiting.first_sent_ms + UNANSWERED_MS
     if overdue and must_succeed(definition, waiting) and state.status is not Status.NEEDS_ATTENTION:
         return _flag(definition, sent, "no_answer")

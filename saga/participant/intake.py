@@ -104,7 +104,7 @@ class Intake:
             self._refuse(held, "message_invalid", command)
             return
         attempt = Attempt(command, served or self._fence, held, received, key)
-        if command.direction == Direction.CLOSE:
+        if command.direction == "close":
             attempt.closes = key._replace(direction=Direction.COMPENSATE.value)
         elif command.direction != "forward" and not self._stateless:
             attempt.closes = BarrierKey(

@@ -516,6 +516,10 @@ class ParkingStore(Protocol):
         """Store messages with bytes, headers and reason; returns after the commit."""
         ...
 
+
+class DeadLetterStore(ParkingStore, Protocol):
+    """What operators need of it."""
+
     async def read(self, id: UUID) -> ParkedRow | None:
         """Return a parked message whole."""
         ...

@@ -30,12 +30,12 @@ clock = SystemClock()
 bank = Participant("bank", start_to_close=timedelta(seconds=30))
 
 
-@bank.activity(compensation_retry=SLOW)
+@bank.activity
 async def reserve(order: Order) -> None:
     """Nothing to reserve in a test."""
 
 
-@reserve.compensation
+@reserve.compensation(retry=SLOW)
 async def release(order: Order) -> None:
     if order.trouble == "release":
         raise Refused("locked")
