@@ -48,14 +48,15 @@ class Verbs:
         """
         request = VerbArrival(run_id, self._ids.uuid7(), verb, actor, reason, force)
         work, advanced = await self._advance(request, session)
-        moved = self._judge(work, request)
-        while advanced.lost:
-            # Another process moved it between our look and our write, or we did: the COMMIT's answer was lost, and the
-            # write that ran again found the version of its own first run (P31).
-            if await self._store.audited(request.request_id):
-                return moved
+        while advanced.lost or request.request_id in work.rejected:
+            # Another process moved it between our look and our write. Or we did: the COMMIT's answer was lost, and what
+            # ran again found the version, or the state, of its own first run (P31).
+            if session is None and (done := await self._store.audited(request.request_id)) is not None:
+                return Moved(*done, None)
+            if not advanced.lost:
+                break
             work, advanced = await self._advance(request, session)
-            moved = self._judge(work, request)
+        moved = self._judge(work, request)
         if session is None:
             self._publish(advanced.rows)
             self._on_closed(work.closed)

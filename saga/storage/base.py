@@ -245,8 +245,8 @@ class CoordinatorStore(Protocol):
         """
         ...
 
-    async def audited(self, request_id: UUID) -> bool:
-        """Return whether the order of this id was carried out (P31)."""
+    async def audited(self, request_id: UUID) -> tuple[str, str] | None:
+        """Return the status before and after the order of this id; None if it was not carried out (P31)."""
         ...
 
     async def register(self, definitions: Sequence[tuple[str, int, str, str]]) -> Sequence[str]:

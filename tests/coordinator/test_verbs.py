@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
 
-from saga import failpoints
+from saga import RetryPolicy, Saga, failpoints
 from saga.brokers.base import OutMessage
 from saga.errors import ReasonRequired, SagaAbandoned, SagaTerminated, SeveralFound, VerbNotAllowed
 from saga.messages import CONTENT_TYPE
@@ -19,14 +20,19 @@ from tests.plugins.features import Faults
 
 THREE = sequence(3)
 OTHER = sequence(3, name="other")
+HOURLY = RetryPolicy(
+    initial=timedelta(hours=1), maximum=timedelta(hours=1), attempts=None, schedule_to_close=None
+)
+PATIENT = sequence(3, name="patient", undo_retry=HOURLY)
+"""Its undos are tried again after up to an hour, so that nothing heals before it is told to."""
 STUCK = {"s3": [refuse()], "undo s2": [refuse("locked")]}
 
 
-async def stand_still(stack: Stack, node: Node, *ids: str) -> list[Any]:
+async def stand_still(stack: Stack, node: Node, *ids: str, saga: Saga[Order, None] = THREE) -> list[Any]:
     """Start sagas whose undo of s2 is refused, and wait until they need attention."""
-    handles = [await node.client.start(THREE, Order(), id=id) for id in ids]
-    for handle in handles:
-        await stack.until(lambda: node.client.count(Filter(id=handle.id, statuses=["needs_attention"])))  # noqa: B023
+    handles = [await node.client.start(saga, Order(), id=id) for id in ids]
+    for id in ids:
+        await stack.until(partial(node.client.count, Filter(id=id, statuses=["needs_attention"])))
     return handles
 
 
@@ -179,13 +185,13 @@ async def test_what_one_cause_broke_is_one_group_and_retried_together(stack: Sta
     """One bad release, 200 sagas: one fingerprint; of the retried some recover and the others recur."""
     faults.declare("broken")
     count, bad = 20, 5
-    script = {"s3": [refuse()], "undo s2": [refuse("locked"), DONE]}
-    script |= {f"b{number}: undo s2": [refuse("locked")] for number in range(bad)}
-    await stack.participant(script)
-    node = await stack.node(THREE)
+    participant = await stack.participant(STUCK)
+    node = await stack.node(PATIENT)
     ids = [f"a{number}" for number in range(count - bad)] + [f"b{number}" for number in range(bad)]
-    handles = await stand_still(stack, node, *ids)
+    handles = await stand_still(stack, node, *ids, saga=PATIENT)
     faults.fired("broken", count)
+    still = {f"b{number}: undo s2": [refuse("locked")] for number in range(bad)}
+    participant.script = {"s3": [refuse()], **still}
     [group] = await node.client.incidents()
     assert (group.instances, group.kind, group.step, group.error) == (
         count,

@@ -153,13 +153,17 @@ class SqlCoordinatorStore:
             lambda connection: [(row.id, row.body) for row in connection.execute(query)]
         )
 
-    async def audited(self, request_id: UUID) -> bool:
-        query = select(t.audit.c.id).where(
-            t.audit.c.namespace == self._namespace, t.audit.c.request_id == request_id
+    async def audited(self, request_id: UUID) -> tuple[str, str] | None:
+        a = t.audit.c
+        query = select(a.status_before, a.status_after).where(
+            a.namespace == self._namespace, a.request_id == request_id
         )
-        return await self._database.run(
-            lambda connection: connection.execute(query).first() is not None, single=True
-        )
+
+        def read(connection: Connection) -> tuple[str, str] | None:
+            row = connection.execute(query).first()
+            return None if row is None else (row.status_before, row.status_after)
+
+        return await self._database.run(read, single=True)
 
     async def register(self, definitions: Sequence[tuple[str, int, str, str]]) -> Sequence[str]:
         def transaction(connection: Connection) -> Sequence[str]:
