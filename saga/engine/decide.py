@@ -108,8 +108,9 @@ def advance(definition: Definition, state: State, event: Event) -> Decision:
     step = outstanding(state).step
     healed = _healed(state)
     moved = State(state.namespace, state.run_id, Status.RUNNING, step + 1, plan=state.plan)
-    if state.cause is not None and step != definition.pivot:
-        return _turn_back(definition, moved, state.cause, None, event, healed)
+    cause = state.cause or _too_late(definition, state, event)
+    if cause is not None and step != definition.pivot:
+        return _turn_back(definition, moved, cause, None, event, healed)
     return _forward(definition, moved, event, healed)
 
 
@@ -277,9 +278,8 @@ def wake(definition: Definition, state: State, event: Event) -> Decision:
     """Do what is due: the next attempt, the end of the budget, or the same command once more (P4)."""
     assert isinstance(event, TimerFired)
     waiting = outstanding(state)
-    deadline = _deadline_ms(definition, state)
-    if deadline is not None and event.at_ms >= deadline:
-        return _stop(definition, state, Cause(CauseKind.TIMED_OUT, None, "deadline"), event)
+    if (cause := _too_late(definition, state, event)) is not None:
+        return _stop(definition, state, cause, event)
     if waiting.retry_ms is not None:
         return _retry_due(definition, state, event) if event.at_ms >= waiting.retry_ms else Decision(state)
     last = _last_send_ms(definition, state)
@@ -302,6 +302,13 @@ def _deadline_ms(definition: Definition, state: State) -> int | None:
     if definition.deadline_ms is None or state.plan or state.cause is not None:
         return None
     return None if past_pivot(definition, outstanding(state).step) else definition.deadline_ms
+
+
+def _too_late(definition: Definition, state: State, event: Event) -> Cause | None:
+    """Return the cause to turn back if the deadline has passed and the saga can still turn back."""
+    deadline = _deadline_ms(definition, state)
+    over = deadline is not None and event.at_ms >= deadline
+    return Cause(CauseKind.TIMED_OUT, None, "deadline") if over else None
 
 
 def _stop(definition: Definition, state: State, cause: Cause, event: Event) -> Decision:

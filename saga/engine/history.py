@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pydantic_core import to_json
 
@@ -81,6 +81,9 @@ def _detail(
     return to_json(detail).decode()
 
 
+STOPPED: Final = ("cancelled", "deadline")
+
+
 def _retry_stop(event: Event, definition: Definition, before: State, after: State) -> str | None:
     """Return why the step that was outstanding is not tried again; None while it is (row D-03)."""
     ended, goes_on = before.outstanding, after.outstanding
@@ -88,8 +91,8 @@ def _retry_stop(event: Event, definition: Definition, before: State, after: Stat
         return None
     if goes_on is not None and goes_on.direction is Direction.FORWARD:
         return None
-    if before.cause is not None or isinstance(event, CancelRequested):
-        return "cancelled"
+    if after.cause is not None and after.cause.code in STOPPED:
+        return after.cause.code
     if isinstance(event, ActivityFailed):
         if not event.retryable:
             return "not_retryable"

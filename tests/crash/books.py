@@ -72,7 +72,7 @@ class Books:
         """What holds once all has ended: I1 to I4, I6, I8."""
         self.check_always()
         ends = {row["saga_id"]: row["status"] for row in self.of("saga_instance")}
-        assert ends == expected
+        assert ends == expected, ends
         balances = {row["id"]: row["balance"] for row in self.of("account")}
         assert sum(balances.values()) == sum(ACCOUNTS.values())
         moved = sum(10 for status in ends.values() if status == "completed")

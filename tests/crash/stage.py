@@ -108,9 +108,9 @@ held = asyncio.Event()
 
 @teller.activity
 async def hold(order: Order, session: AsyncSession, context: ActivityContext) -> None:
-    await book(session, context, "forward", "source", -order.amount)
     held.set()
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(0.2)  # before the first statement: SQLite has one writer, and the cancel is another
+    await book(session, context, "forward", "source", -order.amount)
 
 
 @hold.compensation

@@ -41,6 +41,22 @@ def test_a_running_action_is_waited_for_and_then_undone() -> None:
     assert (run.state.cause.kind, run.state.cause.code) == (CauseKind.TIMED_OUT, "deadline")
 
 
+def test_an_answer_after_the_deadline_turns_back_though_no_timer_fired() -> None:
+    run = run_of("CC")
+    run.now_ms = DEADLINE
+    run.done()
+    assert run.stands(Status.COMPENSATING)
+    assert run.undone == [0]
+
+
+def test_the_last_step_done_late_is_undone_like_any_other() -> None:
+    run = run_of("C")
+    run.now_ms = DEADLINE
+    run.done()
+    run.finish()
+    assert run.stands(Status.COMPENSATED)
+
+
 def test_an_action_that_never_answers_is_undone_in_doubt_after_its_limit() -> None:
     run = run_of("CC")
     run.done()
