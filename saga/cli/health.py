@@ -131,7 +131,7 @@ class Port:
                 """Probes come every few seconds and are no news."""
 
         self._server = ThreadingHTTPServer(("", self._port), Handler)
-        # lint: allow thread because a probe must be answered while the loop is busy
+        # a thread: a probe must be answered while the loop is busy
         threading.Thread(target=self._server.serve_forever, name="saga-health", daemon=True).start()
 
     def tell(self, said: Said) -> None:

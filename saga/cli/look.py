@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 from uuid import UUID
 
 import typer
@@ -154,7 +154,7 @@ def outbox(app: AppOption, as_json: JsonOption = False) -> None:
 
 # --- dead letters -----------------------------------------------------------------------------
 
-dead_letters = typer.Typer(help="Messages that could not be handled.", no_args_is_help=True)
+dead_letters: Final = typer.Typer(help="Messages that could not be handled.", no_args_is_help=True)
 ChannelOption = Annotated[str | None, typer.Option("--channel", help="of this channel", show_default=False)]
 
 

@@ -19,7 +19,7 @@ from saga.engine.events import (
     TimerFired,
 )
 from saga.engine.model import Definition
-from saga.engine.state import State
+from saga.engine.state import CauseKind, State
 from saga.engine.verbs import standing
 from saga.messages import Direction
 
@@ -81,7 +81,8 @@ def _detail(
     return to_json(detail).decode()
 
 
-STOPPED: Final = ("cancelled", "deadline")
+DEADLINE: Final = (CauseKind.TIMED_OUT, None)
+"""Kind and step of a cause: not one step ran out of time but the saga."""
 
 
 def _retry_stop(event: Event, definition: Definition, before: State, after: State) -> str | None:
@@ -91,8 +92,9 @@ def _retry_stop(event: Event, definition: Definition, before: State, after: Stat
         return None
     if goes_on is not None and goes_on.direction is Direction.FORWARD:
         return None
-    if after.cause is not None and after.cause.code in STOPPED:
-        return after.cause.code
+    cause = after.cause
+    if cause is not None and (cause.kind is CauseKind.CANCELLED or (cause.kind, cause.step) == DEADLINE):
+        return cause.code
     if isinstance(event, ActivityFailed):
         if not event.retryable:
             return "not_retryable"

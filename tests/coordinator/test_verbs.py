@@ -70,9 +70,8 @@ async def settled(node: Node, handle: Any) -> bool:
 @pytest.mark.feature("E-06")
 async def test_retry_now_heals_a_failed_compensation(stack: Stack) -> None:
     participant = await stack.participant({"s3": [refuse()], "undo s2": [refuse("locked"), DONE]})
-    node = await stack.node(THREE)
-    handle = await node.client.start(THREE, Order(), id="x")
-    await stack.until(lambda: node.client.count(Filter(statuses=["needs_attention"])))
+    node = await stack.node(PATIENT)
+    [handle] = await stand_still(stack, node, "x", saga=PATIENT)
     moved = await node.client.retry(handle, reason="the bank is back")
     assert moved.sends == "s2 compensate"
     assert await stack.ended([handle]) == {"x": "compensated"}
