@@ -15,15 +15,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeVar
 
 from saga.batcher import Lane
-from saga.brokers.base import Broker
+from saga.brokers.base import Broker, Channel, OutMessage
 from saga.client import Client
-from saga.clock import Clock, Ids, SystemClock, SystemIds, TaskSpawner
+from saga.clock import Clock, Ids, SystemClock, SystemIds, TaskSpawner, within
 from saga.coordinator.service import Coordinator
 from saga.coordinator.verbs import Verbs
 from saga.definition.activity import Participant, check_name
@@ -31,15 +31,19 @@ from saga.definition.builder import Saga
 from saga.definition.registry import Registry
 from saga.engine.model import Redrive
 from saga.errors import ConfigurationError, MissingCapability
-from saga.messages import BODY_BYTES_MAX
+from saga.messages import BODY_BYTES_MAX, commands_channel, replies_channel
+from saga.outbox.events import Outbox
 from saga.outbox.parking import Parking
 from saga.outbox.publisher import DirectPublisher
 from saga.outbox.relay import Relay
 from saga.participant.served import idle_in_transaction_seconds
 from saga.participant.service import ParticipantService
+from saga.storage.base import ParkedRow, StoredRow
 from saga.storage.sqlalchemy import schema
 from saga.storage.sqlalchemy.coordinator import SqlClientStore, SqlCoordinatorStore
 from saga.storage.sqlalchemy.database import Database
+from saga.storage.sqlalchemy.events import SqlEventStore
+from saga.storage.sqlalchemy.operators import SqlOperatorStore
 from saga.storage.sqlalchemy.outbox import SqlOutboxStore
 from saga.storage.sqlalchemy.parking import SqlParkingStore
 from saga.storage.sqlalchemy.participant import SqlParticipantStore
@@ -51,6 +55,22 @@ log: Final[logging.Logger] = logging.getLogger("saga.app")
 GRACE: Final = timedelta(seconds=30)
 REDRIVE: Final = timedelta(seconds=30)
 COORDINATOR_POOL: Final = 5
+HEALTH_SECONDS: Final = 2.0
+T = TypeVar("T")
+
+
+class Health(NamedTuple):
+    """Whether a running app reaches what it needs. `database` is True for an app without one."""
+
+    database: bool
+    broker: bool
+    consuming: bool
+    """Its channels have consumers; True for an app that consumes nothing."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it does its work."""
+        return all(self)
 
 
 class App:
@@ -64,6 +84,7 @@ class App:
         sagas: Sequence[Saga[Any, Any]] = (),
         participants: Sequence[Participant] = (),
         namespace: str = "default",
+        topics: Sequence[str] = (),
         schema: str | None = None,
         concurrency: int = 64,
         pool_size: int = 10,
@@ -74,7 +95,8 @@ class App:
         """Check what can be checked without I/O.
 
         `database` is a SQLAlchemy URL; None for participants that touch no database (no barrier: their effects are at
-        least once). `schema` is where our tables live on PostgreSQL. `concurrency` bounds the commands that the
+        least once). `topics` are channels for domain events (`app.outbox`), declared at
+        start. `schema` is where our tables live on PostgreSQL. `concurrency` bounds the commands that the
         participants work on at once, `pool_size` the connections and with it the transactions at once. A command
         without an answer is sent again after `redrive`, doubling to ten times that.
         Raises ConfigurationError, DefinitionError, DefinitionChanged.
@@ -90,6 +112,13 @@ class App:
         for saga in sagas:
             self.registry.register(saga)
         self.participants: tuple[Participant, ...] = tuple(participants)
+        self.topics: frozenset[str] = frozenset(topics)
+        if database is None and topics:
+            raise ConfigurationError(
+                "An app with topics needs a database: its events are rows of the outbox."
+            )
+        for topic in topics:
+            check_name(topic, what="topic")
         self._database_url = database
         self._schema = schema
         self._broker_given = broker
@@ -118,7 +147,19 @@ class App:
         finally:
             await self.stop()
 
-    async def start(self, *, coordinator: bool, participants: bool) -> None:
+    @asynccontextmanager
+    async def as_operator(self) -> AsyncIterator[Client]:
+        """Run a client that needs the database only: what it sends leaves through the outbox of those that coordinate.
+
+        The broker is connected when a dead letter is sent again, and not before.
+        """
+        await self.start(coordinator=False, participants=False, broker=False)
+        try:
+            yield self.client
+        finally:
+            await self.stop()
+
+    async def start(self, *, coordinator: bool, participants: bool, broker: bool = True) -> None:
         """Connect, check database, schema and broker, and start the roles.
 
         An embedded database (SQLite) is made and upgraded first; others never are. Raises SchemaMismatch,
@@ -132,6 +173,8 @@ class App:
             await running.start(
                 coordinator=coordinator and bool(self.registry.served()),
                 participants=participants and bool(self.participants),
+                events=bool(self.topics) and (coordinator or participants),
+                broker=broker,
             )
         except BaseException:
             await running.stop(timedelta(seconds=1))
@@ -168,12 +211,26 @@ class App:
         finally:
             await self.stop(grace)
 
+    async def health(self) -> Health:
+        """Ask database and broker, each for at most 2 s, whether this process can do its work. Never raises.
+
+        One statement and one question to the broker per channel; ask every few seconds at most.
+        """
+        return Health(False, False, False) if self._running is None else await self._running.health()
+
     @property
     def client(self) -> Client:
         """The client of the running app. Raises ConfigurationError before `start` or without a database."""
         if self._running is None or self._running.client is None:
             raise ConfigurationError("The client is there while the app runs: `async with app:`.")
         return self._running.client
+
+    @property
+    def outbox(self) -> Outbox:
+        """Domain events of the running app. Raises ConfigurationError before `start` or without topics."""
+        if self._running is None or self._running.outbox is None:
+            raise ConfigurationError("The outbox is there while an app with topics runs: App(topics=[...]).")
+        return self._running.outbox
 
     @property
     def broker(self) -> Broker:
@@ -229,6 +286,10 @@ class App:
             )
 
 
+def _leave_to_relay(rows: Sequence[StoredRow]) -> None:
+    """Without a broker: those that coordinate sweep what stands in the outbox."""
+
+
 class _Running:
     """The parts of a started app, in the order in which they start; they stop in reverse."""
 
@@ -238,43 +299,72 @@ class _Running:
         self.broker = app.make_broker(self.spawner)
         self.database = app.make_database(self.spawner)
         self.client: Client | None = None
+        self.outbox: Outbox | None = None
         self.publisher: DirectPublisher | None = None
         self.relay: Relay | None = None
         self.coordinator: Coordinator | None = None
         self.participants: ParticipantService | None = None
+        self._connected = False
+        self._consumed: list[str] = []
 
-    async def start(self, *, coordinator: bool, participants: bool) -> None:
+    async def start(self, *, coordinator: bool, participants: bool, events: bool, broker: bool) -> None:
+        """`events`: send the domain events of this database too, as coordinators do anyway."""
         self._app.check_capabilities(self.broker)
         if self.database is not None:
             await schema.prepare(self.database)
-        await self.broker.start()
+        self._connected = broker
+        self._consumed = self._channels(coordinator, participants)
+        if broker:
+            await self.broker.start()
+        if self.database is not None and (self._app.registry.served() or self._app.topics):
+            self._make_outbox(self.database)
         if self.database is not None and self._app.registry.served():
             self._make_coordinator(self.database, coordinator)
+        if broker and self._app.topics:
+            await self.broker.declare([Channel(topic) for topic in sorted(self._app.topics)])
         if participants:
             # before the coordinator, so that its first commands meet consumers
             self.participants = self._make_participants()
             await self.participants.start()
-        if coordinator and self.coordinator is not None and self.relay is not None:
+        if coordinator and self.coordinator is not None:
             await self.coordinator.start()
+        else:
+            self.coordinator = None
+        if self.relay is not None and (self.coordinator is not None or events):
             self.relay.start()
         else:
-            self.coordinator = self.relay = None
+            self.relay = None
 
-    def _make_coordinator(self, database: Database, coordinates: bool) -> None:
+    def _make_outbox(self, database: Database) -> None:
         app = self._app
         ports: dict[str, Any] = {"clock": app._clock, "spawner": self.spawner}
-        outbox = SqlOutboxStore(database, app.namespace)
+        store = SqlOutboxStore(database, app.namespace)
+        self.publisher = DirectPublisher(self.broker, store, **ports)
+        self.relay = Relay(self.broker, store, self.publisher, ids=app._ids, **ports)
+        if app.topics:
+            self.outbox = Outbox(
+                SqlEventStore(database, app.namespace),
+                app.topics,
+                namespace=app.namespace,
+                clock=app._clock,
+                ids=app._ids,
+                after_commit=self._wake_relay_after,
+            )
+
+    def _make_coordinator(self, database: Database, coordinates: bool) -> None:
+        app, publisher = self._app, self.publisher
+        assert publisher is not None
+        ports: dict[str, Any] = {"clock": app._clock, "spawner": self.spawner}
         recent, lane = RecentInstances(app._clock), Lane()
         store = SqlCoordinatorStore(database, app.namespace, recent)
-        self.publisher = publisher = DirectPublisher(self.broker, outbox, **ports)
-        self.relay = Relay(self.broker, outbox, publisher, ids=app._ids, **ports)
+        publish = publisher.publish if self._connected else _leave_to_relay
         verbs = Verbs(
             app.registry,
             store,
             namespace=app.namespace,
             clock=app._clock,
             ids=app._ids,
-            publish=publisher.publish,
+            publish=publish,
             on_closed=lambda runs: client.closed(runs),
         )
         self.client = client = Client(
@@ -282,9 +372,12 @@ class _Running:
             SqlClientStore(database, app.namespace, recent if coordinates else None),
             namespace=app.namespace,
             ids=app._ids,
-            publish=publisher.publish,
+            publish=publish,
             after_commit=self._wake_relay_after,
-            canceller=verbs,
+            verbs=verbs,
+            operators=SqlOperatorStore(database, app.namespace),
+            parking=SqlParkingStore(database, app.namespace),
+            resend=self._resend,
             inside_handler=lambda: handler_writes_to.get() == database.url.database,
             closed_here=coordinates,
             lane=lane,
@@ -317,6 +410,48 @@ class _Running:
         if self not in sync.info:
             event.listen(sync, "after_commit", committed)
         sync.info[self] = True
+
+    def _channels(self, coordinator: bool, participants: bool) -> list[str]:
+        app = self._app
+        queues = {
+            activity.queue
+            for participant in app.participants
+            for activity in participant.activities.values()
+            if activity.handler is not None
+        }
+        replies = [replies_channel(app.namespace)] if coordinator else []
+        return [
+            *replies,
+            *(commands_channel(app.namespace, queue) for queue in sorted(queues) if participants),
+        ]
+
+    async def health(self) -> Health:
+        """Ask database and broker."""
+        database = self.database is None or bool(await self._answers(self.database.ping()))
+        asked = [self.broker.status(channel) for channel in self._consumed]
+        states = [await self._answers(status) for status in asked]
+        return Health(
+            database,
+            all(state is not None for state in states),
+            all(state is not None and state.consumers > 0 for state in states),
+        )
+
+    async def _answers(self, question: Coroutine[Any, Any, T]) -> T | None:
+        """Return the answer, or None if there is none in time or an error instead."""
+        try:
+            return await within(HEALTH_SECONDS, question, spawner=self.spawner, name="saga-health")
+        except Exception as error:
+            log.warning("health: %s", type(error).__name__)
+            return None
+
+    async def _resend(self, row: ParkedRow) -> str:
+        if not self._connected:
+            await self.broker.start()
+            self._connected = True
+        (sent,) = self.broker.publish(
+            [OutMessage(row.channel, row.body, row.content_type, headers=row.headers)]
+        )
+        return str(await sent)
 
     def _make_parking(self) -> Parking:
         store = SqlParkingStore(self.database, self._app.namespace) if self.database is not None else None

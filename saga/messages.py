@@ -35,6 +35,13 @@ class Direction(StrEnum):
     COMPENSATE = "compensate"
     FENCE = "fence"
     """Makes sure that the action never runs from now on, or learns that it had run; undoes nothing."""
+    CLOSE = "close"
+    """The same for the undo: a person settled it, and what of it is still in flight must not run (P26)."""
+
+
+FENCES: Final = frozenset({Direction.FENCE, Direction.CLOSE})
+NO_BARRIER: Final = "no_barrier"
+"""Error of a failed fence: its participant keeps no barrier."""
 
 
 class Outcome(StrEnum):
@@ -73,7 +80,7 @@ class Command:
     round: int = 0
     forwarditeration: int = 0
     forwardround: int = 0
-    direction: Literal["forward", "compensate", "fence"]
+    direction: Literal["forward", "compensate", "fence", "close"]
     commandid: str
     attempt: int
     resend: bool = False
@@ -99,7 +106,7 @@ class Reply:
     step: str
     iteration: int = 0
     round: int = 0
-    direction: Literal["forward", "compensate", "fence"]
+    direction: Literal["forward", "compensate", "fence", "close"]
     commandid: str
     attempt: int
     outcome: Literal["done", "refused", "failed", "nothing_to_undo", "had_run"]
@@ -157,6 +164,11 @@ def commands_channel(namespace: str, queue: str) -> str:
 def replies_channel(namespace: str) -> str:
     """Name of the channel that carries replies to the coordinators of a namespace."""
     return f"saga.{namespace}.replies"
+
+
+def is_ours(channel: str) -> bool:
+    """Whether commands or replies travel on the channel; topics of domain events have other names."""
+    return channel.startswith("saga.")
 
 
 def parking_channel(channel: str) -> str:

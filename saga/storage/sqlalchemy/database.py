@@ -137,6 +137,11 @@ class Database:
             },
         )
 
+    async def ping(self) -> bool:
+        """Return True once the server answered one statement."""
+        await self.run(lambda connection: connection.exec_driver_sql("SELECT 1").scalar_one(), single=True)
+        return True
+
     async def run(
         self, function: Callable[[Connection], T], *, lost_commit: str = "", single: bool = False
     ) -> T:

@@ -115,7 +115,7 @@ moved AS (
   UPDATE saga_instance i
      SET version = u.version, status = u.status, state = u.state, result = u.result,
          wakeup_at = i.created_at + u.wakeup_ms * interval '1 millisecond',
-         closed_at = CASE WHEN u.wakeup_ms IS NULL THEN statement_timestamp() END
+         closed_at = CASE WHEN u.wakeup_ms IS NULL THEN COALESCE(i.closed_at, statement_timestamp()) END
     FROM u JOIN locked ON locked.run_id = u.run_id AND locked.version = u.expected AND locked.status = u.was
    WHERE i.namespace = :namespace AND i.run_id = u.run_id
   RETURNING i.run_id)"""

@@ -122,13 +122,14 @@ class Statements:
         if not moved:
             return
         i = t.instance.c
-        created = dict(
-            connection.execute(
-                select(i.run_id, i.created_at).where(
+        known = {
+            row.run_id: row
+            for row in connection.execute(
+                select(i.run_id, i.created_at, i.closed_at).where(
                     i.namespace == self.namespace, i.run_id.in_([row.run_id for row in moved])
                 )
-            ).all()
-        )
+            )
+        }
         done = connection.execute(
             update(t.instance)
             .where(
@@ -153,8 +154,8 @@ class Statements:
                     "b_version": row.version,
                     "b_status": row.status,
                     "b_state": row.state,
-                    "b_wakeup_at": wakeup(created[row.run_id], row.wakeup_ms),
-                    "b_closed_at": now if row.wakeup_ms is None else None,
+                    "b_wakeup_at": wakeup(known[row.run_id].created_at, row.wakeup_ms),
+                    "b_closed_at": (known[row.run_id].closed_at or now) if row.wakeup_ms is None else None,
                     "b_result": row.result,
                 }
                 for row in moved
