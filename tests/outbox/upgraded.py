@@ -20,7 +20,7 @@ from saga.storage.sqlalchemy.database import Database
 @contextmanager
 def upgraded(stack: str, request: pytest.FixtureRequest) -> Iterator[str]:
     """Give the address of a database of this test's own."""
-    if stack == "sqlite":
+    if stack.startswith("sqlite"):
         yield f"sqlite+aiosqlite:///{_copied_file(request)}"
         return
     server: Postgres = request.getfixturevalue("postgres_server")

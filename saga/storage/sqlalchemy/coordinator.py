@@ -35,13 +35,13 @@ DEFAULT_PORTS: Final = {"postgresql": 5432}
 LOOPBACK: Final = (None, "", "localhost", "127.0.0.1", "::1")
 
 
-def statements_for(database: Database, namespace: str) -> Statements:
-    """Return the statements of the database's dialect."""
+def statements_for(database: Database, namespace: str, *, queued: bool = False) -> Statements:
+    """Return the statements of the database's dialect. `queued`: commands go into the queue of the database broker."""
     kind = PostgreSQLStatements if database.dialect == "postgresql" else Statements
-    return kind(namespace, database.clock)
+    return kind(namespace, database.clock, queued=queued)
 
 
-def _place(url: URL) -> tuple[str, ...]:
+def place(url: URL) -> tuple[str, ...]:
     """Return what tells a database from every other, however its address is written."""
     backend, database = url.get_backend_name(), url.database or ""
     if backend == "sqlite":
@@ -51,13 +51,23 @@ def _place(url: URL) -> tuple[str, ...]:
 
 
 class SqlCoordinatorStore:
-    """Adapter of `CoordinatorStore`. `recent` is shared with the client's store of the process."""
+    """Adapter of `CoordinatorStore`. `recent` is shared with the client's store of the process.
 
-    def __init__(self, database: Database, namespace: str, recent: RecentInstances | None = None) -> None:
+    With `queued` the commands that it writes are entries of the database broker's queue already.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        namespace: str,
+        recent: RecentInstances | None = None,
+        *,
+        queued: bool = False,
+    ) -> None:
         self._database = database
         self._recent = recent or RecentInstances(database.clock)
         self._namespace = namespace
-        self._sql = statements_for(database, namespace)
+        self._sql = statements_for(database, namespace, queued=queued)
 
     @property
     def writers(self) -> int:
@@ -198,11 +208,18 @@ class SqlCoordinatorStore:
 class SqlClientStore:
     """Adapter of `ClientStore`. `recent` is given where a coordinator runs in the same process."""
 
-    def __init__(self, database: Database, namespace: str, recent: RecentInstances | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        namespace: str,
+        recent: RecentInstances | None = None,
+        *,
+        queued: bool = False,
+    ) -> None:
         self._database = database
         self._recent = recent
         self._namespace = namespace
-        self._sql = statements_for(database, namespace)
+        self._sql = statements_for(database, namespace, queued=queued)
 
     async def start(self, changes: Changes) -> tuple[frozenset[UUID], Sequence[StoredRow]]:
         failpoint("C1")
@@ -229,7 +246,7 @@ class SqlClientStore:
         """Refuse a session of another database, before anything is written to it."""
         url = session.get_bind().engine.url
         ours = self._database.url
-        if _place(url) != _place(ours):
+        if place(url) != place(ours):
             raise WrongDatabase(
                 f"The session is bound to {url.render_as_string(hide_password=True)}, the coordinator's database is "
                 f"{ours.render_as_string(hide_password=True)}; start without session=, or use a session of that one."
