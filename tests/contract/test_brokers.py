@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy.ext.asyncio import create_async_engine
 
 from devservices import LocalPostgres, Postgres, RabbitMq
-from saga.storage.sqlalchemy import schema
-from saga.storage.sqlalchemy.database import async_url
 from saga.testing.contract import BEHAVIOURS, run
 from tests.contract.database_harness import PostgresHarness, SqliteHarness
 from tests.contract.memory_harness import DurableMemoryHarness, MemoryHarness
 from tests.contract.rabbitmq_harness import RabbitMQHarness
+from tests.outbox.upgraded import upgrade
 
 DURABLE = [name for name, behaviour in BEHAVIOURS.items() if behaviour.needs == "durable"]
 
@@ -56,32 +53,19 @@ async def test_rabbitmq_keeps_the_contract_when_it_is_killed(name: str, own_rabb
     await run(BEHAVIOURS[name], RabbitMQHarness(own_rabbitmq))
 
 
-def with_tables(url: str) -> str:
-    """Make our tables; the contract's tests share them, each with channels of its own."""
-
-    async def make() -> None:
-        engine = create_async_engine(async_url(url))
-        async with engine.begin() as connection:
-            if connection.dialect.name == "sqlite":
-                await connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-            await connection.run_sync(schema.upgrade)
-        await engine.dispose()
-
-    asyncio.run(make())
-    return url
-
-
 @pytest.fixture(scope="module")
 def queues_on_postgres(postgres_server: Postgres) -> Iterator[str]:
     url = postgres_server.create_database()
-    yield with_tables(url)
+    upgrade(url)  # once: the contract's tests share the tables, each with channels of its own
+    yield url
     postgres_server.drop_database(url)
 
 
 @pytest.fixture(scope="module")
 def queues_in_a_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     path: Path = tmp_path_factory.mktemp("queues") / "queues.db"
-    return with_tables(f"sqlite:///{path}")
+    upgrade(f"sqlite:///{path}")
+    return f"sqlite:///{path}"
 
 
 @pytest.mark.feature("G-07")
@@ -104,7 +88,7 @@ async def test_the_database_broker_keeps_the_contract_when_postgresql_is_killed(
     name: str, own_postgres: LocalPostgres
 ) -> None:
     url = own_postgres.create_database()
-    await asyncio.to_thread(with_tables, url)
+    upgrade(url)
     await run(BEHAVIOURS[name], PostgresHarness(url, own_postgres))
     own_postgres.drop_database(url)
 

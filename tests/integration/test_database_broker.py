@@ -24,7 +24,7 @@ from saga.storage.queue import QueueStore
 from saga.storage.sqlalchemy.database import Database
 from saga.storage.sqlalchemy.tables import outbox_delayed
 from tests.client.shop import Order, Place, Receipt, orders, purchase, shop
-from tests.outbox.upgraded import upgraded
+from tests.outbox.upgraded import upgrade, upgraded
 from tests.proxy import ProxyFactory
 
 pytestmark = pytest.mark.feature("G-02")
@@ -159,7 +159,7 @@ async def test_the_commit_of_a_start_puts_its_command_into_the_queue_and_nothing
     app = place.app(participants=[])
     async with app.as_client() as client:
         await client.start(purchase, Order(), id="o-1")
-    assert await place.rows("SELECT channel FROM saga_queue") == [("default.commands.shop",)]
+    assert await place.rows("SELECT channel FROM saga_queue") == [(commands_channel("default", "shop"),)]
     assert await place.count("saga_outbox") == 0
 
 
@@ -264,7 +264,7 @@ async def test_an_idle_coordinator_asks_at_most_two_statements_a_second_of_its_d
 slow = Participant("slow", start_to_close=timedelta(seconds=10))
 
 
-@slow.activity
+@slow.activity(no_compensation="it does nothing")
 async def work(order: Order) -> Receipt:
     await asyncio.sleep(0.01)
     return Receipt(number=order.item)
@@ -279,13 +279,17 @@ async def test_a_restart_of_the_database_under_load_is_recovered_from_without_a_
     own_postgres: LocalPostgres,
 ) -> None:
     url = own_postgres.create_database()
+    upgrade(url)
     async with App(
         url, broker="database://", sagas=[twice], participants=[slow], redrive=timedelta(seconds=2)
     ) as app:
-        handles = [await app.client.start(twice, Order(item=str(number))) for number in range(300)]
+        orders = [Order(item=str(number)) for number in range(300)]
+        handles = await asyncio.gather(*(app.client.start(twice, order) for order in orders))
         own_postgres.kill()
         await asyncio.to_thread(own_postgres.start)
-        results = [await handle.result(timeout=timedelta(seconds=30)) for handle in handles]
+        # handles as another process has them: whoever waits here may have missed the end with the answer to a COMMIT
+        again = [app.client.handle(twice, handle.run_id) for handle in handles]
+        results = [await handle.result(timeout=timedelta(seconds=20)) for handle in again]
         assert [result.number for result in results] == [str(number) for number in range(300)]
         assert (await app.client.execute(twice, Order(item="new"))).number == "new"
     own_postgres.drop_database(url)

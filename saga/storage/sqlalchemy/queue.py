@@ -13,7 +13,20 @@ from typing import Any, Final
 from uuid import UUID
 
 from pydantic_core import from_json, to_json
-from sqlalchemy import Connection, Insert, bindparam, delete, exists, func, insert, select, update
+from sqlalchemy import (
+    Connection,
+    Insert,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    literal,
+    null,
+    select,
+    union_all,
+    update,
+)
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from saga.brokers.base import Channel, ChannelStatus, OutMessage, PublishOutcome
@@ -279,14 +292,16 @@ class QueueStatements:
         """Return those of the channels that have something to claim, and whether delayed rows are due."""
         q, k, d = t.queue.c, t.claim.c, t.outbox_delayed.c
         now = self.now(connection)
-        found = set()
-        for channel in sorted(channels):
-            fresh = exists().where(q.channel == channel)
-            again = exists().where(k.token.is_(None), k.channel == channel, k.due_at <= now)
-            if connection.execute(select(fresh | again)).scalar_one():
-                found.add(channel)
-        due = exists().where(d.namespace == self.delayed_of, d.due_at <= now)
-        return found, self.delayed_of is not None and bool(connection.execute(select(due)).scalar_one())
+        looks = [
+            select(literal(channel)).where(
+                exists().where(q.channel == channel)
+                | exists().where(k.token.is_(None), k.channel == channel, k.due_at <= now)
+            )
+            for channel in sorted(channels)
+        ]
+        looks.append(select(null()).where(exists().where(d.namespace == self.delayed_of, d.due_at <= now)))
+        found = set(connection.execute(union_all(*looks)).scalars())
+        return found - {None}, None in found
 
 
 class SqlQueueStore:
