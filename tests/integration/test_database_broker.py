@@ -287,9 +287,7 @@ async def test_a_restart_of_the_database_under_load_is_recovered_from_without_a_
         handles = await asyncio.gather(*(app.client.start(twice, order) for order in orders))
         own_postgres.kill()
         await asyncio.to_thread(own_postgres.start)
-        # handles as another process has them: whoever waits here may have missed the end with the answer to a COMMIT
-        again = [app.client.handle(twice, handle.run_id) for handle in handles]
-        results = [await handle.result(timeout=timedelta(seconds=20)) for handle in again]
+        results = await asyncio.gather(*(each.result(timeout=timedelta(seconds=20)) for each in handles))
         assert [result.number for result in results] == [str(number) for number in range(300)]
         assert (await app.client.execute(twice, Order(item="new"))).number == "new"
     own_postgres.drop_database(url)
