@@ -6,9 +6,10 @@
         handle = await app.client.start(money_transfer, Transfer(...), id="t-1")
         print(await handle.result())
 
-Going to servers changes two URLs: `App("postgresql://...", broker="amqp://...")`. A service that owns activities gives
-its own database and its participants; the coordinator's service gives sagas. An app is an object, there are no globals,
-and several may live in one process.
+Going to servers changes two URLs: `App("postgresql://...", broker="amqp://...")`. Where there is no broker, the
+database is one: `App("postgresql://...", broker="database://")`, and other services name it by its URL. A service that
+owns activities gives its own database and its participants; the coordinator's service gives sagas. An app is an object,
+there are no globals, and several may live in one process.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, Final, NamedTuple, TypeVar
 
+from saga import adapters
 from saga.batcher import Lane
 from saga.brokers.base import Broker, Channel, OutMessage
+from saga.brokers.database import DatabaseBroker
 from saga.client import Client
 from saga.clock import Clock, Ids, SystemClock, SystemIds, TaskSpawner, within
 from saga.coordinator.service import Coordinator
@@ -34,7 +37,8 @@ from saga.errors import ConfigurationError, MissingCapability
 from saga.messages import BODY_BYTES_MAX, commands_channel, replies_channel
 from saga.outbox.events import Outbox
 from saga.outbox.parking import Parking
-from saga.outbox.publisher import DirectPublisher
+from saga.outbox.publisher import CommandPublisher, DirectPublisher
+from saga.outbox.queued import QueuedRows
 from saga.outbox.relay import Relay
 from saga.participant.served import idle_in_transaction_seconds
 from saga.participant.service import ParticipantService
@@ -94,6 +98,8 @@ class App:
     ) -> None:
         """Check what can be checked without I/O.
 
+        `broker` is memory://, amqp://..., database:// for a queue in `database` itself, or the SQLAlchemy URL of
+        another database that has the queue, with `?schema=` where its tables live in a schema (PostgreSQL).
         `database` is a SQLAlchemy URL; None for participants that touch no database (no barrier: their effects are at
         least once). `topics` are channels for domain events (`app.outbox`), declared at
         start. `schema` is where our tables live on PostgreSQL. `concurrency` bounds the commands that the
@@ -241,21 +247,17 @@ class App:
 
     # --- what the parts are made of -----------------------------------------------------------
 
-    def make_broker(self, spawner: TaskSpawner) -> Broker:
-        """Return the broker given, or the adapter of its URL's scheme."""
-        given = self._broker_given
-        if not isinstance(given, str):
-            return given
-        scheme = given.partition("://")[0]
-        if scheme == "memory":
-            from saga.brokers.memory import MemoryBroker
+    def make_broker(self, spawner: TaskSpawner, database: Database | None) -> Broker:
+        """Return the broker given, or the adapter of its address. `database` is that of this app."""
+        return adapters.make_broker(
+            self._broker_given, database, self.namespace, clock=self._clock, ids=self._ids, spawner=spawner
+        )
 
-            return MemoryBroker(clock=self._clock, ids=self._ids, spawner=spawner)
-        if scheme in ("amqp", "amqps"):
-            from saga.brokers.rabbitmq import RabbitMQBroker
-
-            return RabbitMQBroker(given, clock=self._clock, ids=self._ids, spawner=spawner)
-        raise ConfigurationError(f"No broker for {scheme!r}; known are memory, amqp and amqps.")
+    @property
+    def queued(self) -> bool:
+        """Whether the broker's queues are in this app's own database, so that commands need not be sent."""
+        url = self._database_url
+        return url is not None and adapters.queues_in(self._broker_given, url, self._schema)
 
     def make_database(self, spawner: TaskSpawner) -> Database | None:
         """Return the database, with pool and timeouts that fit the roles."""
@@ -268,7 +270,9 @@ class App:
             ids=self._ids,
             spawner=spawner,
             # handlers take at most `pool_size` of them, so the coordinator beside them always finds one
-            pool_size=self._pool_size * serves + COORDINATOR_POOL * (coordinates or not serves),
+            pool_size=self._pool_size * serves
+            + COORDINATOR_POOL * (coordinates or not serves)
+            + adapters.QUEUE_POOL * self.queued,
             # P28: a participant frozen in a handler must not hold its locks for longer than any attempt may take
             idle_in_transaction_seconds=idle_in_transaction_seconds(self.participants),
             schema=self._schema,
@@ -296,11 +300,11 @@ class _Running:
     def __init__(self, app: App) -> None:
         self._app = app
         self.spawner = TaskSpawner()
-        self.broker = app.make_broker(self.spawner)
         self.database = app.make_database(self.spawner)
+        self.broker = app.make_broker(self.spawner, self.database)
         self.client: Client | None = None
         self.outbox: Outbox | None = None
-        self.publisher: DirectPublisher | None = None
+        self.publisher: CommandPublisher | None = None
         self.relay: Relay | None = None
         self.coordinator: Coordinator | None = None
         self.participants: ParticipantService | None = None
@@ -337,18 +341,15 @@ class _Running:
 
     def _make_outbox(self, database: Database) -> None:
         app = self._app
-        ports: dict[str, Any] = {"clock": app._clock, "spawner": self.spawner}
-        store = SqlOutboxStore(database, app.namespace)
-        self.publisher = DirectPublisher(self.broker, store, **ports)
-        self.relay = Relay(self.broker, store, self.publisher, ids=app._ids, **ports)
+        self.publisher = self._make_publisher(database)
         if app.topics:
             self.outbox = Outbox(
-                SqlEventStore(database, app.namespace),
+                SqlEventStore(database, app.namespace, queued=app.queued),
                 app.topics,
                 namespace=app.namespace,
                 clock=app._clock,
                 ids=app._ids,
-                after_commit=self._wake_relay_after,
+                after_commit=self._wake_after,
             )
 
     def _make_coordinator(self, database: Database, coordinates: bool) -> None:
@@ -356,7 +357,7 @@ class _Running:
         assert publisher is not None
         ports: dict[str, Any] = {"clock": app._clock, "spawner": self.spawner}
         recent, lane = RecentInstances(app._clock), Lane()
-        store = SqlCoordinatorStore(database, app.namespace, recent)
+        store = SqlCoordinatorStore(database, app.namespace, recent, queued=app.queued)
         publish = publisher.publish if self._connected else _leave_to_relay
         verbs = Verbs(
             app.registry,
@@ -369,11 +370,11 @@ class _Running:
         )
         self.client = client = Client(
             app.registry,
-            SqlClientStore(database, app.namespace, recent if coordinates else None),
+            SqlClientStore(database, app.namespace, recent if coordinates else None, queued=app.queued),
             namespace=app.namespace,
             ids=app._ids,
             publish=publish,
-            after_commit=self._wake_relay_after,
+            after_commit=self._wake_after,
             verbs=verbs,
             operators=SqlOperatorStore(database, app.namespace),
             parking=SqlParkingStore(database, app.namespace),
@@ -396,15 +397,33 @@ class _Running:
             **ports,
         )
 
-    def _wake_relay_after(self, session: Any) -> None:
-        """P19: what the event says of the outcome is not trusted; the relay reads what is really committed."""
+    def _make_publisher(self, database: Database) -> CommandPublisher:
+        """Return what sends committed commands; with the queue in the same database there is nothing to send."""
+        app = self._app
+        if app.queued and isinstance(self.broker, DatabaseBroker):
+            return QueuedRows(self.broker.wake)
+        ports: dict[str, Any] = {"clock": app._clock, "spawner": self.spawner}
+        outbox = SqlOutboxStore(database, app.namespace)
+        publisher = DirectPublisher(self.broker, outbox, **ports)
+        self.relay = Relay(self.broker, outbox, publisher, ids=app._ids, **ports)
+        return publisher
+
+    def _wake(self) -> None:
+        """Rows became visible that nobody publishes from memory."""
+        if self.relay is not None:
+            self.relay.wake()
+        elif isinstance(self.broker, DatabaseBroker):
+            self.broker.wake()
+
+    def _wake_after(self, session: Any) -> None:
+        """P19: what the event says of the outcome is not trusted; whoever is woken reads what is really committed."""
         from sqlalchemy import event
 
         def committed(sync: Any) -> None:
             # a savepoint's release is told as a commit too, and the caller may go on after it
-            if sync.info[self] and not sync.in_nested_transaction() and self.relay is not None:
+            if sync.info[self] and not sync.in_nested_transaction():
                 sync.info[self] = False
-                self.relay.wake()
+                self._wake()
 
         sync = session.sync_session
         if self not in sync.info:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from examples.money_transfer.faults import SABOTAGES
-from examples.money_transfer.layouts import Embedded, Layout, Servers
+from examples.money_transfer.layouts import LAYOUTS, Layout, Servers
 from examples.money_transfer.processes import DemoError
 from examples.money_transfer.runner import Runner
 from examples.money_transfer.scenarios import SCENARIOS
@@ -19,7 +19,7 @@ from examples.money_transfer.scenarios import SCENARIOS
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m examples.money_transfer", description=__doc__)
     demo = parser.add_subparsers(dest="verb", required=True).add_parser("demo", help="play the scenarios")
-    demo.add_argument("--stack", choices=["sqlite", "postgres-rabbitmq"], default="sqlite")
+    demo.add_argument("--stack", choices=list(LAYOUTS), default="sqlite")
     demo.add_argument("--seed", type=int, help="of the crash points; by default a new one each time")
     names = [scenario.name for scenario in SCENARIOS]
     demo.add_argument("--scenario", action="append", choices=names, help="play only this one (repeatable)")
@@ -39,9 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _layout(options: argparse.Namespace) -> Layout:
-    if options.stack == "sqlite":
-        return Embedded(options.sabotage)
-    return Servers(options.sabotage, database_each=options.database_each)
+    layout = LAYOUTS[options.stack]
+    if issubclass(layout, Servers):
+        return layout(options.sabotage, database_each=options.database_each)
+    return layout(options.sabotage)
 
 
 def _tell(line: str) -> None:

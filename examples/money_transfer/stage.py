@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 
 from examples.money_transfer import apps, faults, transfer
 from saga import App, Client, ResultTimeout, SagaCompensated, failpoints
+from saga.adapters import make_broker
 from saga.brokers.base import Broker
 from saga.clock import SystemClock, SystemIds, TaskSpawner
 
@@ -55,27 +56,22 @@ _sabotage: Final = _environment.get("DEMO_SABOTAGE", "")
 _options: Final[dict[str, Any]] = {"namespace": _namespace, "redrive": faults.redrive(_sabotage)}
 
 
-def _broker(url: str) -> str | Broker:
+def _broker(url: str, database: str = "") -> str | Broker:
     """Return the broker's address, or the broker with the fault that this process is to have."""
     step = _environment.get("DEMO_LOSE_REPLY_OF")
     if not step:
         return url
     ports: dict[str, Any] = {"clock": SystemClock(), "ids": SystemIds(), "spawner": TaskSpawner()}
-    inner: Broker
-    if url.startswith("memory:"):
-        from saga.brokers.memory import MemoryBroker
-
-        inner = MemoryBroker(**ports)
-    else:
-        from saga.brokers.rabbitmq import RabbitMQBroker
-
-        inner = RabbitMQBroker(url, **ports)
+    if url == "database://":
+        url = database
+    inner = make_broker(url, None, **ports)
     log = Path(_environment["DEMO_LOST_REPLIES"])
     return faults.LosingReplies(inner, namespace=_namespace, step=step, log=log)
 
 
 def _participant(name: str) -> App:
-    return apps.participating(name, _settings, broker=_broker(_settings.broker), **_options)
+    broker = _broker(_settings.broker, getattr(_settings, f"{name}_database"))
+    return apps.participating(name, _settings, broker=broker, **_options)
 
 
 _settings: Final = apps.Settings()

@@ -37,7 +37,7 @@ from saga.messages import (
     split,
 )
 from saga.outbox.parking import Parking, parked_row
-from saga.outbox.publisher import DirectPublisher
+from saga.outbox.publisher import CommandPublisher
 from saga.storage.base import Advanced, Closed, CoordinatorStore, ParkedRow
 from saga.uuids import parse_uuid
 
@@ -63,7 +63,7 @@ class Coordinator:
         broker: Broker,
         store: CoordinatorStore,
         parking: Parking,
-        publisher: DirectPublisher,
+        publisher: CommandPublisher,
         *,
         namespace: str,
         clock: Clock,

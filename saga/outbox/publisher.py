@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 from saga.brokers.base import Broker, OutMessage, PublishOutcome
 from saga.clock import Clock, Spawner
@@ -43,6 +43,30 @@ def pack_rows(rows: Sequence[StoredRow], broker: Broker) -> list[tuple[OutMessag
             body, content_type = pack([row.body for row in together])
             packed.append((OutMessage(channel, body, content_type, together[0].ordering_key), together))
     return packed
+
+
+class CommandPublisher(Protocol):
+    """What the coordinator needs of whatever sees to it that committed commands go out."""
+
+    def publish(self, rows: Sequence[StoredRow]) -> None:
+        """Send committed rows, or see that they are taken. Never waits."""
+        ...
+
+    def take_confirmed(self) -> list[int]:
+        """Return the ids of rows to delete with the batch that is about to commit."""
+        ...
+
+    def untake(self, ids: Sequence[int]) -> None:
+        """The batch did not commit."""
+        ...
+
+    def deleted(self, ids: Collection[int]) -> None:
+        """The batch did commit."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what is under way."""
+        ...
 
 
 class DirectPublisher:

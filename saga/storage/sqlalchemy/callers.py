@@ -17,14 +17,14 @@ LOOPBACK: Final = (None, "", "localhost", "127.0.0.1", "::1")
 def same_database(session: Any, database: Database) -> None:
     """Raise WrongDatabase for a session of another database."""
     url, ours = session.get_bind().engine.url, database.url
-    if _place(url) != _place(ours):
+    if place(url) != place(ours):
         raise WrongDatabase(
             f"The session is bound to {url.render_as_string(hide_password=True)}, the coordinator's database is "
             f"{ours.render_as_string(hide_password=True)}; start without session=, or use a session of that one."
         )
 
 
-def _place(url: URL) -> tuple[str, ...]:
+def place(url: URL) -> tuple[str, ...]:
     """Return what tells a database from every other, however its address is written."""
     backend, database = url.get_backend_name(), url.database or ""
     if backend == "sqlite":

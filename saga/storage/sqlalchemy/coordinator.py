@@ -30,20 +30,30 @@ from saga.storage.sqlalchemy.recent import Known, RecentInstances
 from saga.storage.sqlalchemy.statements import Statements, has_rare
 
 
-def statements_for(database: Database, namespace: str) -> Statements:
-    """Return the statements of the database's dialect."""
+def statements_for(database: Database, namespace: str, *, queued: bool = False) -> Statements:
+    """Return the statements of the database's dialect. `queued`: commands go into the queue of the database broker."""
     kind = PostgreSQLStatements if database.dialect == "postgresql" else Statements
-    return kind(namespace, database.clock)
+    return kind(namespace, database.clock, queued=queued)
 
 
 class SqlCoordinatorStore:
-    """Adapter of `CoordinatorStore`. `recent` is shared with the client's store of the process."""
+    """Adapter of `CoordinatorStore`. `recent` is shared with the client's store of the process.
 
-    def __init__(self, database: Database, namespace: str, recent: RecentInstances | None = None) -> None:
+    With `queued` the commands that it writes are entries of the database broker's queue already.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        namespace: str,
+        recent: RecentInstances | None = None,
+        *,
+        queued: bool = False,
+    ) -> None:
         self._database = database
         self._recent = recent or RecentInstances(database.clock)
         self._namespace = namespace
-        self._sql = statements_for(database, namespace)
+        self._sql = statements_for(database, namespace, queued=queued)
 
     @property
     def writers(self) -> int:
@@ -196,11 +206,18 @@ class SqlCoordinatorStore:
 class SqlClientStore:
     """Adapter of `ClientStore`. `recent` is given where a coordinator runs in the same process."""
 
-    def __init__(self, database: Database, namespace: str, recent: RecentInstances | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        namespace: str,
+        recent: RecentInstances | None = None,
+        *,
+        queued: bool = False,
+    ) -> None:
         self._database = database
         self._recent = recent
         self._namespace = namespace
-        self._sql = statements_for(database, namespace)
+        self._sql = statements_for(database, namespace, queued=queued)
 
     async def start(self, changes: Changes) -> tuple[frozenset[UUID], Sequence[StoredRow]]:
         failpoint("C1")

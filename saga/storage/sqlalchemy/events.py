@@ -13,15 +13,18 @@ from saga.storage.sqlalchemy import tables as t
 from saga.storage.sqlalchemy.callers import same_database
 from saga.storage.sqlalchemy.coordinator import statements_for
 from saga.storage.sqlalchemy.database import Database
+from saga.storage.sqlalchemy.statements import queue_row
 
 
 class SqlEventStore:
     """Adapter of `EventStore`."""
 
-    def __init__(self, database: Database, namespace: str) -> None:
+    def __init__(self, database: Database, namespace: str, *, queued: bool = False) -> None:
+        """`queued`: this database is the broker as well, so that an event is an entry of its queue at once."""
         self._database = database
         self._namespace = namespace
         self._sql = statements_for(database, namespace)
+        self._queued = queued
 
     async def append(self, session: Any, row: OutboxRow, due: timedelta | datetime | None) -> None:
         same_database(session, self._database)
@@ -30,7 +33,9 @@ class SqlEventStore:
     def _append(self, connection: Connection, row: OutboxRow, due: timedelta | datetime | None) -> None:
         values = {"namespace": self._namespace, **row._asdict()}
         now = self._sql.now(connection)
-        if due is None:
+        if due is None and self._queued:
+            connection.execute(insert(t.queue).values(queue_row(row, now)))
+        elif due is None:
             connection.execute(insert(t.outbox).values(created_at=now, **values))
         else:
             at = due if isinstance(due, datetime) else now + due

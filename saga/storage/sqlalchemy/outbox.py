@@ -9,18 +9,20 @@ from uuid import UUID
 from sqlalchemy import Connection, case, delete, insert, select, update
 
 from saga.failpoints import failpoint
-from saga.storage.base import IncidentRow, Lease, StoredRow
+from saga.storage.base import IncidentRow, Lease, OutboxRow, StoredRow
 from saga.storage.sqlalchemy import tables as t
 from saga.storage.sqlalchemy.coordinator import statements_for
 from saga.storage.sqlalchemy.database import Database
+from saga.storage.sqlalchemy.statements import queue_row
 
 BLOCKED_SECONDS_MAX = 60.0
 
 
 class SqlOutboxStore:
-    """Adapter of `OutboxStore`."""
+    """Adapter of `OutboxStore`. With `queued`, delayed rows that are due go into the database broker's queue."""
 
-    def __init__(self, database: Database, namespace: str) -> None:
+    def __init__(self, database: Database, namespace: str, *, queued: bool = False) -> None:
+        self._queued = queued
         self._database = database
         self._namespace = namespace
         self._sql = statements_for(database, namespace)
@@ -101,8 +103,13 @@ class SqlOutboxStore:
             ).all()
             if due:
                 now = self._sql.now(connection)
-                rows = [{"namespace": self._namespace, "created_at": now, **row._mapping} for row in due]
-                connection.execute(insert(t.outbox), rows)
+                if self._queued:
+                    connection.execute(
+                        insert(t.queue), [queue_row(OutboxRow(**row._mapping), now) for row in due]
+                    )
+                else:
+                    rows = [{"namespace": self._namespace, "created_at": now, **row._mapping} for row in due]
+                    connection.execute(insert(t.outbox), rows)
                 connection.execute(
                     delete(t.outbox_delayed).where(d.message_id.in_([row.message_id for row in due]))
                 )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic.operations import Operations
 
-revision = "0002_operators"
-down_revision = "0001_first_light"
+revision = "0003_operators"
+down_revision = "0002_database_broker"
 branch_labels = None
 depends_on = None
 
