@@ -19,6 +19,7 @@ from uuid import UUID
 
 from pydantic_core import from_json
 
+from saga import statelog
 from saga.batcher import BESIDE_MIN, Batcher, Lane
 from saga.clock import Clock, Ids, Spawner
 from saga.compensation.plan import UndoState
@@ -28,7 +29,7 @@ from saga.engine.decide import decide, initial, next_due_ms
 from saga.engine.effects import Dispatch
 from saga.engine.events import SagaStarted
 from saga.engine.history import entry
-from saga.engine.state import CLOSED, CauseKind, State, Status, decode_state
+from saga.engine.state import CLOSED, Cause, CauseKind, State, Status, decode_state
 from saga.errors import (
     AlreadyClosed,
     AlreadyOpen,
@@ -156,6 +157,13 @@ def _encodes(text: str) -> bool:
     return True
 
 
+def _reason(cause: Cause | None) -> str:
+    """Return the code of a refusal, or the class of what failed without the place that is kept with it."""
+    if cause is None:
+        return ""
+    return cause.code.partition(" ")[0] if cause.kind is CauseKind.FAILED else cause.code
+
+
 class _Rows(NamedTuple):
     """What one start writes."""
 
@@ -171,6 +179,13 @@ class _Start:
 
     rows: _Rows
     done: asyncio.Future[bool]
+
+
+def _started(rows: _Rows) -> statelog.StateChange:
+    new = rows.new
+    return statelog.StateChange(
+        new.run_id, new.saga, new.saga_id, rows.history.event, None, None, None, None, Status(new.status), ""
+    )
 
 
 def _together(starts: Sequence[_Rows]) -> Changes:
@@ -383,6 +398,8 @@ class Client:
         for start in starts:
             if not start.done.done():
                 start.done.set_result(start.rows.new.run_id in inserted)
+        if statelog.all_wanted():
+            statelog.tell(self._namespace, (_started(start.rows) for start in starts if start.done.result()))
         self._publish(rows)
 
     # --- waiting ------------------------------------------------------------------------------
@@ -483,7 +500,7 @@ class Client:
             saga=handle.saga,
             step=step,
             saga_id=handle.id,
-            reason=cause.code if cause is not None else "",
+            reason=_reason(cause),
             details=details,
             undone=undone,
         )

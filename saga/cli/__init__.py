@@ -25,7 +25,7 @@ def build() -> typer.Typer:
     """Return the program with all its commands."""
     import typer
 
-    from saga.cli import db, processes
+    from saga.cli import config, db, processes
 
     # Tracebacks made pretty show local variables, and those hold payloads and passwords.
     program = typer.Typer(
@@ -35,6 +35,7 @@ def build() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     program.add_typer(db.commands, name="db")
+    program.command("config")(config.config)
     program.command("coordinator")(processes.coordinator)
     program.command("participant")(processes.participant)
     return program

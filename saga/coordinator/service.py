@@ -17,6 +17,7 @@ from uuid import UUID
 
 from pydantic_core import to_json
 
+from saga import statelog
 from saga.batcher import BESIDE_MIN, Batcher, Lane
 from saga.brokers.base import Broker, Channel, Consumer, Delivery
 from saga.clock import Clock, Ids, Spawner
@@ -29,12 +30,12 @@ from saga.failpoints import failpoint
 from saga.messages import (
     CONTENT_TYPE,
     Reply,
+    apart,
     commands_channel,
     decode_replies,
     encode_reply,
     parking_channel,
     replies_channel,
-    split,
 )
 from saga.outbox.parking import Parking, parked_row
 from saga.outbox.publisher import DirectPublisher
@@ -51,7 +52,6 @@ MORE_SECONDS: Final = 0.05
 PENDING_SECONDS: Final = 5.0
 POISON_SECONDS: Final = 60.0
 RETRY_SECONDS_MAX: Final = 5.0
-NUMBER_MAX: Final = 2**31 - 1
 
 
 class Coordinator:
@@ -183,8 +183,7 @@ class Coordinator:
         while deliveries := await consumer.receive():
             for delivery in deliveries:
                 try:
-                    replies: Sequence[Reply] = decode_replies(delivery.body)
-                    self._take(consumer, delivery, replies)
+                    self._take(consumer, delivery, decode_replies(delivery.body))
                 except MessageInvalid:
                     await self._sort_out(consumer, delivery)
 
@@ -199,8 +198,6 @@ class Coordinator:
                 self._done.append((consumer, delivery))
 
         arrivals = [ReplyArrival(self._run_of(reply), reply, done) for reply in replies]
-        if not arrivals:
-            raise MessageInvalid("A batch without a reply.")
         now = self._clock.monotonic()
         for queue, count in Counter(self._queues.get((r.saga, r.step), "") for r in replies).items():
             self._budget.answered(queue, count, now)
@@ -209,32 +206,27 @@ class Coordinator:
     def _run_of(self, reply: Reply) -> UUID:
         """Return the run that a reply is for. Raises MessageInvalid if it cannot be one of this namespace."""
         if reply.namespace != self._namespace:
-            raise MessageInvalid("A reply of another namespace.")
-        if "\0" in reply.step or "\0" in reply.commandid:
-            raise MessageInvalid("A name with a NUL is none of ours, and no database keeps it.")
-        numbers = (reply.attempt, reply.iteration, reply.round)
-        if min(numbers) < 0 or max(numbers) > NUMBER_MAX:
-            raise MessageInvalid(f"A number is not from 0 to {NUMBER_MAX}.")
+            raise MessageInvalid("A reply of another namespace.", reason="foreign_namespace")
         try:
             return parse_uuid(reply.runid)
         except ValueError:
-            raise MessageInvalid("runid is no UUID.") from None
+            raise MessageInvalid("runid: no UUID.") from None
+
+    def _replies(self, body: bytes) -> Sequence[Reply]:
+        replies = decode_replies(body)
+        for reply in replies:
+            self._run_of(reply)
+        return replies
 
     async def _sort_out(self, consumer: Consumer, delivery: Delivery) -> None:
         """Park what is bad in a delivery, take the rest, and ack it when both are done."""
-        try:
-            parts = split(delivery.body)
-        except MessageInvalid:
-            parts = [delivery.body]
         good: list[Reply] = []
         bad: list[ParkedRow] = []
-        for part in parts:
-            try:
-                reply = decode_replies(part)[0]
-                self._run_of(reply)
+        for part, reply, error in apart(delivery.body, self._replies):
+            if reply is not None:
                 good.append(reply)
-            except MessageInvalid:
-                bad.append(parked_row(delivery, "undecodable", body=part))
+            if error is not None:
+                bad.append(parked_row(delivery, error.reason, body=part, kind=error.text, detail=error.text))
         if bad:
             await self._parking.park(bad)
         if good:
@@ -311,6 +303,8 @@ class Coordinator:
             if isinstance(arrival, ReplyArrival) and arrival.run_id not in lost:
                 arrival.done()
         self._ack_done()
+        if work.state_changes:
+            statelog.tell(self._namespace, work.state_changes, lost)
         closed = [run for run in work.closed if run.run_id not in lost] if lost else work.closed
         if closed:
             self._on_closed(closed)

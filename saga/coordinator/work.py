@@ -31,11 +31,13 @@ from saga.engine.effects import (
     RecordStale,
     ResolveIncidents,
 )
-from saga.engine.history import entry
+from saga.engine.events import Event
+from saga.engine.history import HistoryEntry, entry
 from saga.engine.state import State, Status, decode_state
 from saga.errors import PastPivot
 from saga.messages import NULL, Reply, encode_reply
 from saga.outbox import commands
+from saga.statelog import ONWARD, StateChange, all_wanted
 from saga.storage.base import (
     AuditRow,
     Changes,
@@ -110,12 +112,15 @@ class BatchWork:
         """Replies for runs that this namespace does not know; the caller parks them."""
         self.rejected: dict[UUID, PastPivot] = {}
         """Verbs that were refused, by request id."""
+        self.state_changes: list[StateChange] = []
+        """What to tell after the commit."""
         self.missing: set[UUID] = set()
         """Runs that are not there."""
         self.due_in_ms: int | None = None
         """Shortest time until an instance of this batch is due."""
         self.windows: set[str] = set()
         """Crash points that its commit opens: written, with nothing published and nothing acked yet."""
+        self._tells_all = all_wanted()
         self._registry = registry
         self._ids = ids
         self._budget = budget
@@ -136,6 +141,7 @@ class BatchWork:
         """Move every instance in memory; return the payloads that writing needs."""
         self.closed, self.unknown, self.rejected, self._runs = [], [], {}, {}
         self._changes, self.due_in_ms, self.missing, self.windows = Changes(), None, set(), set()
+        self.state_changes = []
         poisoned: set[UUID] = set()
         for arrival in self.arrivals:
             row = loaded.get(arrival.run_id)
@@ -194,6 +200,8 @@ class BatchWork:
         line = entry(event, run.definition.engine, run.state, state, effects)
         run.version += 1
         run.add(self._changes.history, HistoryRow(run.loaded.run_id, run.version, *line))
+        if self._tells_all or state.status not in ONWARD:
+            run.add(self.state_changes, _change(run, event, line, state))
         run.state = state
         for effect in effects:
             self._carry_out(run, effect)
@@ -373,6 +381,16 @@ def incident(run_id: UUID, saga: str, kind: IncidentKind, step: str, error: str)
     """Return an incident with its fingerprint: the same for every instance that stands still for the same reason."""
     fingerprint = hashlib.sha256(f"{saga}\0{kind}\0{step}\0{error}".encode()).hexdigest()[:16]
     return IncidentRow(run_id, kind, step, saga, error, fingerprint)
+
+
+def _change(run: _Run, event: Event, line: HistoryEntry, after: State) -> StateChange:
+    row, waiting = run.loaded, run.state.outstanding
+    return StateChange(
+        *(row.run_id, row.saga, row.saga_id, line.event, line.step, line.direction, line.attempt),
+        command_id=None if waiting is None else waiting.command_id,
+        status=after.status,
+        error=getattr(event, "error", ""),
+    )
 
 
 def _windows(run: _Run) -> set[str]:
