@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import traceback
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from typer.testing import CliRunner
 
 from saga import App, Participant, Refused, Saga, SagaCompensated, SagaError, make
@@ -128,7 +129,7 @@ async def test_a_saga_that_cannot_be_read_is_set_apart_without_a_word_of_its_dat
     """Poison: its state, its input mapping or its reply raise, and each of them has the word in it."""
 
     class Strict(BaseModel):
-        secret: int
+        secret: str = Field(max_length=3)
 
     strict = Participant("desk", start_to_close=timedelta(seconds=10))
     first = strict.contract("note", Order, Receipt, compensated=True)
@@ -212,24 +213,35 @@ def test_an_error_about_a_payload_names_its_path_and_no_value_or_key() -> None:
 
 @pytest.mark.feature("L-11")
 @pytest.mark.stack("pure")
-def test_the_canary_is_found_where_it_is_told(pytester: pytest.Pytester) -> None:
-    """The watch itself can fail."""
-    pytester.makeconftest("pytest_plugins = ['tests.plugins.canary']")
-    pytester.makepyfile(
-        f"""
-        import logging, pytest
+def test_the_canary_is_found_where_it_is_told(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watch itself can fail. With another word, or this very run would find it."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    pytester.makeconftest(
+        """
+        import tests.plugins.canary
 
-        def test_a_message(): logging.getLogger("x").warning("%s", "{CANARY}")
-        def test_an_extra(): logging.getLogger("x").warning("x", extra={{"id": "{CANARY}"}})
-        def test_output(): print("{CANARY}")
-        def test_a_detail(canary): logging.getLogger("x").debug("{CANARY}")
-        def test_a_look(canary): logging.getLogger("x").debug("x"); canary.check("here", ["{CANARY}"])
+        tests.plugins.canary.CANARY = "nightingale"
+        pytest_plugins = ["tests.plugins.canary"]
+        """
+    )
+    pytester.makepyfile(
+        """
+        import logging
+
+        def test_a_message(): logging.getLogger("x").warning("%s", "nightingale")
+        def test_an_extra(): logging.getLogger("x").warning("x", extra={"id": "nightingale"})
+        def test_output(): print("nightingale")
+        def test_a_detail(canary): logging.getLogger("x").debug("nightingale")
+        def test_a_look(canary): logging.getLogger("x").debug("x"); canary.check("here", ["nightingale"])
         def test_a_traceback():
             try:
-                raise ValueError("{CANARY}")
+                raise ValueError("nightingale")
             except ValueError:
                 logging.getLogger("x").exception("x")
         def test_silence(canary): logging.getLogger("x").debug("nothing")
         """
     )
-    pytester.runpytest("-p", "no:randomly", "-p", "no:cacheprovider").assert_outcomes(failed=6, passed=1)
+    done = pytester.runpytest_subprocess("-p", "no:randomly", "-p", "no:cacheprovider")
+    done.assert_outcomes(failed=6, passed=1)

@@ -73,7 +73,9 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     found = item.config.stash[_CANARY].taken()
-    found += [name for name, content in report.sections if CANARY in content]
+    found += [
+        name for name, content in report.sections if name.endswith(str(report.when)) and CANARY in content
+    ]
     if found and report.passed:
         report.outcome = "failed"
         report.longrepr = "the canary, which stands for payloads and secrets, was told in " + "; ".join(

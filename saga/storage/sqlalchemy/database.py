@@ -23,6 +23,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_ran
 from saga.clock import Clock, Ids, Spawner
 from saga.errors import ConfigurationError, MissingExtra, StorageBusy, StorageUnavailable
 from saga.failpoints import failpoint
+from saga.storage.sqlalchemy import quiet
 from saga.storage.sqlalchemy.failures import REFUSED_STATES, Failure, classify, describe, sqlstate
 
 T = TypeVar("T")
@@ -107,7 +108,11 @@ class Database:
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=STATEMENT_SECONDS,
-            connect_args={"timeout": STATEMENT_SECONDS, "isolation_level": None},
+            connect_args={
+                "timeout": STATEMENT_SECONDS,
+                "isolation_level": None,
+                "async_creator_fn": quiet.connect,
+            },
         )
         assert self.writer is not None
         _queue_writers(engine, self.writer)
