@@ -198,11 +198,6 @@ def _prefixed(*fields: str | int) -> str:
     return "".join([f"{len(str(field).encode())}:{field}" for field in fields])
 
 
-def channels_prefix(namespace: str) -> str:
-    """Return how the name of every channel of a namespace begins, and of no other namespace's."""
-    return f"saga.{namespace}."
-
-
 def commands_channel(namespace: str, queue: str) -> str:
     """Name of the channel that carries commands to a participant's queue."""
     return f"saga.{namespace}.commands.{queue}"

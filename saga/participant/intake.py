@@ -15,7 +15,7 @@ from saga.batcher import Batcher
 from saga.brokers.base import Consumer, Delivery
 from saga.clock import Clock, Spawner
 from saga.errors import MessageInvalid
-from saga.messages import Command, Direction, apart, channels_prefix, decode_commands, split
+from saga.messages import Command, Direction, apart, decode_commands, replies_channel, split
 from saga.outbox.parking import Parking, parked_row
 from saga.participant.answers import UNKNOWN_ACTIVITY, Answer
 from saga.participant.attempts import Attempt, Held
@@ -45,7 +45,7 @@ class Intake:
         counts: Counter[str],
     ) -> None:
         self._namespace = namespace
-        self._own_channels = channels_prefix(namespace)
+        self._replies = replies_channel(namespace)
         self._stateless = stateless
         self._fence = fence
         self._add = add
@@ -84,7 +84,8 @@ class Intake:
     # --- one command
 
     def _accept(self, table: Table, command: Command, held: Held, received: float) -> None:
-        if command.namespace != self._namespace or not command.replyto.startswith(self._own_channels):
+        if command.namespace != self._namespace or command.replyto != self._replies:
+            # a reply that no queue takes would be published again without end, and its delivery held as long
             self._refuse(held, "foreign_namespace", command)
             return
         known = self.open.get(command.commandid)
@@ -155,7 +156,7 @@ class Intake:
 
 def envelope(delivery: Delivery, command: Command) -> bytes:
     """Return the bytes of one command of a delivery: the body itself unless it is a pack."""
-    if delivery.body[:1] != b"[":
+    if delivery.body.lstrip()[:1] != b"[":
         return delivery.body
     for body in split(delivery.body):
         if any(each.id == command.id and each.commandid == command.commandid for each in _decoded(body)):
