@@ -296,8 +296,11 @@ class Coordinator:
         for window in sorted(work.windows):
             # T2 T3 K1 K2 K3: committed; what follows is in the outbox, the replies are not acked
             failpoint(window)
-        if work.unknown:
-            await self._parking.park([_unknown(self._namespace, each.reply) for each in work.unknown])
+        if work.unknown or work.contrary:
+            await self._parking.park(
+                [_refused(self._namespace, each.reply, "unknown_run") for each in work.unknown]
+                + [_refused(self._namespace, each.reply, "contrary_ids") for each in work.contrary]
+            )
         self._publisher.publish(rows)
         for arrival in arrivals:
             if isinstance(arrival, ReplyArrival) and arrival.run_id not in lost:
@@ -382,20 +385,26 @@ class Coordinator:
             if id_ not in self._held_back:
                 # applied once a minute at most: what made it fail may have been mended meanwhile
                 self._held_back[id_] = now + POISON_SECONDS
-                reply = decode_replies(body)[0]
-                self._arrivals.offer(ReplyArrival(UUID(reply.runid), reply, _nothing, pending_id=id_))
+                try:
+                    (reply,) = self._replies(body)
+                except (
+                    MessageInvalid
+                ):  # another release kept what this one would not take; it stays for that one
+                    log.error("the reply %d that is kept beside its instance cannot be read", id_)
+                    continue
+                self._arrivals.offer(ReplyArrival(self._run_of(reply), reply, _nothing, pending_id=id_))
 
 
 def _nothing() -> None:
     """A stored reply has no delivery to ack."""
 
 
-def _unknown(namespace: str, reply: Reply) -> ParkedRow:
+def _refused(namespace: str, reply: Reply, reason: str) -> ParkedRow:
     channel = replies_channel(namespace)
     return ParkedRow(
         channel,
-        "unknown_run",
-        f"unknown_run:{reply.saga}",
+        reason,
+        f"{reason}:{reply.saga}",
         CONTENT_TYPE,
         {},
         encode_reply(reply, to_json(reply.data)),

@@ -110,6 +110,8 @@ class BatchWork:
         """Runs that this batch closed."""
         self.unknown: list[ReplyArrival] = []
         """Replies for runs that this namespace does not know; the caller parks them."""
+        self.contrary: list[ReplyArrival] = []
+        """Replies that bear the id of an outstanding command and say that they are for another; parked as well."""
         self.rejected: dict[UUID, PastPivot] = {}
         """Verbs that were refused, by request id."""
         self.state_changes: list[StateChange] = []
@@ -141,7 +143,7 @@ class BatchWork:
         """Move every instance in memory; return the payloads that writing needs."""
         self.closed, self.unknown, self.rejected, self._runs = [], [], {}, {}
         self._changes, self.due_in_ms, self.missing, self.windows = Changes(), None, set(), set()
-        self.state_changes = []
+        self.state_changes, self.contrary = [], []
         poisoned: set[UUID] = set()
         for arrival in self.arrivals:
             row = loaded.get(arrival.run_id)
@@ -178,6 +180,9 @@ class BatchWork:
         return known
 
     def _apply(self, run: _Run, arrival: Arrival) -> None:
+        if isinstance(arrival, ReplyArrival) and not _agrees(run, arrival.reply):
+            self.contrary.append(arrival)
+            return
         event = arrival.event(run.loaded.now_ms, self._may_resend(run, arrival))
         try:
             state, effects = decide(run.definition.engine, run.state, event)
@@ -381,6 +386,14 @@ def incident(run_id: UUID, saga: str, kind: IncidentKind, step: str, error: str)
     """Return an incident with its fingerprint: the same for every instance that stands still for the same reason."""
     fingerprint = hashlib.sha256(f"{saga}\0{kind}\0{step}\0{error}".encode()).hexdigest()[:16]
     return IncidentRow(run_id, kind, step, saga, error, fingerprint)
+
+
+def _agrees(run: _Run, reply: Reply) -> bool:
+    """L-10: the command id decides what a reply answers; whatever else it says of itself must not say otherwise."""
+    waiting = run.state.outstanding
+    if waiting is None or waiting.command_id != reply.commandid:
+        return True  # it is stale, whatever it says
+    return reply.step == run.definition.steps[waiting.step].name and reply.saga == run.loaded.saga
 
 
 def _change(run: _Run, event: Event, line: HistoryEntry, after: State) -> StateChange:

@@ -33,7 +33,8 @@ class QuietConnection(aiosqlite.Connection):
     """An aiosqlite connection that logs which function is called, and not with what."""
 
     async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return await super()._execute(_Call(fn, partial(fn, *args, **kwargs)))
+        call = _Call(fn, partial(fn, *args, **kwargs))
+        return await super()._execute(call)  # type: ignore[no-untyped-call]  # the driver leaves it unannotated
 
 
 def connect(database: str, **options: Any) -> QuietConnection:
