@@ -58,7 +58,9 @@ DUE: Final[dict[str, tuple[str, ...]]] = {
     "L-01": STACKS,
     "L-02": STACKS,
     "L-11": STACKS,
+    "L-10": STACKS,
     # Scale and cost
+    "K-01": STACKS,
     "K-04": (POSTGRES_RABBITMQ,),  # several processes need a database and a broker between them
     "K-05": STACKS,
 }

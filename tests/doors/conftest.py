@@ -9,6 +9,7 @@ import aiormq
 import pytest
 
 from saga import failpoints
+from saga.messages import commands_channel, replies_channel
 from tests.doors.place import Place
 from tests.outbox.upgraded import upgraded
 
@@ -37,7 +38,9 @@ async def place(stack: str, url: str, request: pytest.FixtureRequest) -> AsyncIt
     failpoints.disarm()
     await place.close()
     if broker_url is not None and broker_url.startswith("amqp"):
-        await _delete_queues(broker_url, [place.commands, place.replies])
+        names = [replies_channel(each) for each in place.namespaces]
+        names += [commands_channel(each, "desk") for each in place.namespaces]
+        await _delete_queues(broker_url, names)
 
 
 async def _delete_queues(url: str, names: list[str]) -> None:

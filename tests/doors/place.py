@@ -69,6 +69,8 @@ class Place:
         self.namespace = f"doors-{secrets.token_hex(4)}"
         self.engine = create_async_engine(url)
         self._broker_url = broker_url
+        self.namespaces: set[str] = set()
+        """Of all apps, so that their queues can be deleted."""
         self._queues = MemoryQueues()
         self._wire: App | None = None
 
@@ -94,6 +96,7 @@ class Place:
                 self._broker_url, options=RabbitMQOptions(message_bytes_max=message_bytes_max)
             )
         options = {"sagas": [errand], "participants": [desk], "namespace": self.namespace, **options}
+        self.namespaces.add(options["namespace"])
         return App(self.url, broker=broker, **options)
 
     async def wire(self) -> Broker:
