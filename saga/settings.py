@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterator
 from datetime import timedelta
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple
 
 from dotenv import dotenv_values
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
@@ -48,7 +48,7 @@ Seconds = Annotated[timedelta, BeforeValidator(_seconds)]
 class Settings(BaseSettings):
     """The values, and where each comes from. Made by `load`."""
 
-    model_config = SettingsConfigDict(
+    model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(
         env_prefix=PREFIX, extra="ignore", frozen=True, hide_input_in_errors=True, env_ignore_empty=True
     )
 
