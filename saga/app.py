@@ -19,7 +19,7 @@ import logging
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from saga import adapters
 from saga.batcher import Lane
@@ -54,10 +54,11 @@ from saga.storage.sqlalchemy.participant import SqlParticipantStore
 from saga.storage.sqlalchemy.recent import RecentInstances
 from saga.storage.sqlalchemy.writer import handler_writes_to
 
+if TYPE_CHECKING:
+    from saga.settings import Settings
+
 log: Final[logging.Logger] = logging.getLogger("saga.app")
 
-GRACE: Final = timedelta(seconds=30)
-REDRIVE: Final = timedelta(seconds=30)
 COORDINATOR_POOL: Final = 5
 HEALTH_SECONDS: Final = 2.0
 T = TypeVar("T")
@@ -82,54 +83,65 @@ class App:
 
     def __init__(
         self,
-        database: str | None,
+        database: str | None = None,
         *,
-        broker: str | Broker = "memory://",
+        broker: str | Broker | None = None,
         sagas: Sequence[Saga[Any, Any]] = (),
         participants: Sequence[Participant] = (),
-        namespace: str = "default",
+        namespace: str | None = None,
         topics: Sequence[str] = (),
         schema: str | None = None,
-        concurrency: int = 64,
-        pool_size: int = 10,
-        redrive: timedelta = REDRIVE,
+        concurrency: int | None = None,
+        pool_size: int | None = None,
+        redrive: timedelta | None = None,
+        grace: timedelta | None = None,
         clock: Clock | None = None,
         ids: Ids | None = None,
     ) -> None:
         """Check what can be checked without I/O.
 
-        `broker` is memory://, amqp://..., database:// for a queue in `database` itself, or the SQLAlchemy URL of
-        another database that has the queue, with `?schema=` where its tables live in a schema (PostgreSQL).
-        `database` is a SQLAlchemy URL; None for participants that touch no database (no barrier: their effects are at
-        least once). `topics` are channels for domain events (`app.outbox`), declared at
-        start. `schema` is where our tables live on PostgreSQL. `concurrency` bounds the commands that the
-        participants work on at once, `pool_size` the connections and with it the transactions at once. A command
-        without an answer is sent again after `redrive`, doubling to ten times that.
+        What is None here is read from the environment (`SAGA_DATABASE`, ...) or from the file that it names, else it
+        has its default: docs/settings.md. `database` is a SQLAlchemy URL; said nowhere, the participants touch no
+        database (no barrier: their effects are at least once). `broker` is memory://, amqp://..., database:// for a
+        queue in `database` itself, or the SQLAlchemy URL of another database that has the queue, with `?schema=` where
+        its tables live in a schema (PostgreSQL). `topics` are channels for domain events (`app.outbox`), declared at
+        start. `schema` is where our tables live on PostgreSQL. `concurrency` bounds the commands that the participants
+        work on at once, `pool_size` the connections and with it the transactions at once. A command without an answer
+        is sent again after `redrive`, doubling to ten times that. `grace` is what `stop` gives to what is under way.
         Raises ConfigurationError, DefinitionError, DefinitionChanged.
         """
-        check_name(namespace, what="namespace")
-        if database is None and sagas:
+        from saga import settings  # not before an app is made: it takes a while to import
+
+        self.settings: Settings = settings.load(
+            database=database,
+            broker=broker if broker is None or isinstance(broker, str) else f"{broker.capabilities.name}://",
+            namespace=namespace,
+            schema=schema,
+            concurrency=concurrency,
+            pool_size=pool_size,
+            redrive=redrive,
+            grace=grace,
+        )
+        given = self.settings
+        self.namespace: str = given.namespace
+        check_name(self.namespace, what="namespace")
+        if given.database is None and sagas:
             raise ConfigurationError("An app with sagas needs a database; only participants can do without.")
-        self.namespace = namespace
-        first_ms = int(redrive.total_seconds() * 1000)
-        if first_ms < 1:
-            raise ConfigurationError("redrive is a positive duration; 30 s is the default.")
+        first_ms = max(int(given.redrive.total_seconds() * 1000), 1)
         self.registry: Registry = Registry(Redrive(first_ms, first_ms * 10))
         for saga in sagas:
             self.registry.register(saga)
         self.participants: tuple[Participant, ...] = tuple(participants)
         self.topics: frozenset[str] = frozenset(topics)
-        if database is None and topics:
+        if given.database is None and topics:
             raise ConfigurationError(
                 "An app with topics needs a database: its events are rows of the outbox."
             )
         for topic in topics:
             check_name(topic, what="topic")
-        self._database_url = database
-        self._schema = schema
-        self._broker_given = broker
-        self._concurrency = concurrency
-        self._pool_size = pool_size
+        self._broker_given: str | Broker = (
+            given.broker.get_secret_value() if broker is None or isinstance(broker, str) else broker
+        )
         self._clock = clock or SystemClock()
         self._ids = ids or SystemIds()
         self._running: _Running | None = None
@@ -187,19 +199,19 @@ class App:
             raise
         self._running = running
 
-    async def stop(self, grace: timedelta = GRACE) -> None:
+    async def stop(self, grace: timedelta | None = None) -> None:
         """Take no more work, finish what runs within `grace`, hand the rest back (P17). Idempotent."""
         running, self._running = self._running, None
         if running is not None:
-            await running.stop(grace)
+            await running.stop(self.settings.grace if grace is None else grace)
 
-    async def run_coordinator(self, stop: asyncio.Event, grace: timedelta = GRACE) -> None:
+    async def run_coordinator(self, stop: asyncio.Event, grace: timedelta | None = None) -> None:
         """Run the coordinator and its relay until `stop` is set."""
         if not self.registry.served():
             raise ConfigurationError("This app has no sagas; give App(sagas=[...]).")
         await self._run_until(stop, grace, coordinator=True, participants=False)
 
-    async def run_participant(self, stop: asyncio.Event, grace: timedelta = GRACE) -> None:
+    async def run_participant(self, stop: asyncio.Event, grace: timedelta | None = None) -> None:
         """Run the participants until `stop` is set."""
         if not any(activity.handler for each in self.participants for activity in each.activities.values()):
             raise ConfigurationError(
@@ -208,7 +220,7 @@ class App:
         await self._run_until(stop, grace, coordinator=False, participants=True)
 
     async def _run_until(
-        self, stop: asyncio.Event, grace: timedelta, *, coordinator: bool, participants: bool
+        self, stop: asyncio.Event, grace: timedelta | None, *, coordinator: bool, participants: bool
     ) -> None:
         await self.start(coordinator=coordinator, participants=participants)
         log.info("ready")
@@ -256,26 +268,29 @@ class App:
     @property
     def queued(self) -> bool:
         """Whether the broker's queues are in this app's own database, so that commands need not be sent."""
-        url = self._database_url
-        return url is not None and adapters.queues_in(self._broker_given, url, self._schema)
+        given = self.settings
+        if given.database is None:
+            return False
+        return adapters.queues_in(self._broker_given, given.database.get_secret_value(), given.schema_)
 
     def make_database(self, spawner: TaskSpawner) -> Database | None:
         """Return the database, with pool and timeouts that fit the roles."""
-        if self._database_url is None:
+        given = self.settings
+        if given.database is None:
             return None
         serves, coordinates = bool(self.participants), bool(self.registry.served())
         return Database(
-            self._database_url,
+            given.database.get_secret_value(),
             clock=self._clock,
             ids=self._ids,
             spawner=spawner,
             # handlers take at most `pool_size` of them, so the coordinator beside them always finds one
-            pool_size=self._pool_size * serves
+            pool_size=given.pool_size * serves
             + COORDINATOR_POOL * (coordinates or not serves)
             + adapters.QUEUE_POOL * self.queued,
             # P28: a participant frozen in a handler must not hold its locks for longer than any attempt may take
             idle_in_transaction_seconds=idle_in_transaction_seconds(self.participants),
-            schema=self._schema,
+            schema=given.schema_,
         )
 
     def check_capabilities(self, broker: Broker) -> None:
@@ -480,7 +495,7 @@ class _Running:
         app, database = self._app, self.database
         store = None
         if database is not None:
-            store = SqlParticipantStore(database, app.namespace, transactions_max=app._pool_size)
+            store = SqlParticipantStore(database, app.namespace, transactions_max=app.settings.pool_size)
         return ParticipantService(
             app.participants,
             self.broker,
@@ -490,7 +505,7 @@ class _Running:
             clock=app._clock,
             ids=app._ids,
             spawner=self.spawner,
-            concurrency=app._concurrency,
+            concurrency=app.settings.concurrency,
         )
 
     async def stop(self, grace: timedelta) -> None:

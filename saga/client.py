@@ -19,7 +19,7 @@ from uuid import UUID
 
 from pydantic_core import from_json
 
-from saga import views
+from saga import statelog, views
 from saga.batcher import BESIDE_MIN, Batcher, Lane
 from saga.clock import Clock, Ids, Spawner
 from saga.compensation.plan import UndoState
@@ -29,7 +29,7 @@ from saga.engine.decide import decide, initial, next_due_ms
 from saga.engine.effects import Dispatch
 from saga.engine.events import SagaStarted
 from saga.engine.history import entry
-from saga.engine.state import CLOSED, CauseKind, State, Status, decode_state
+from saga.engine.state import CLOSED, Cause, CauseKind, State, Status, decode_state
 from saga.errors import (
     AlreadyClosed,
     AlreadyOpen,
@@ -123,6 +123,13 @@ def _encodes(text: str) -> bool:
     return True
 
 
+def _reason(cause: Cause | None) -> str:
+    """Return the code of a refusal, or the class of what failed without the place that is kept with it."""
+    if cause is None:
+        return ""
+    return cause.code.partition(" ")[0] if cause.kind is CauseKind.FAILED else cause.code
+
+
 class _Rows(NamedTuple):
     """What one start writes."""
 
@@ -138,6 +145,13 @@ class _Start:
 
     rows: _Rows
     done: asyncio.Future[bool]
+
+
+def _started(rows: _Rows) -> statelog.StateChange:
+    new = rows.new
+    return statelog.StateChange(
+        new.run_id, new.saga, new.saga_id, rows.history.event, None, None, None, None, Status(new.status), ""
+    )
 
 
 def _together(starts: Sequence[_Rows]) -> Changes:
@@ -370,6 +384,8 @@ class Client(Operations):
         for start in starts:
             if not start.done.done():
                 start.done.set_result(start.rows.new.run_id in inserted)
+        if statelog.all_wanted():
+            statelog.tell(self._namespace, (_started(start.rows) for start in starts if start.done.result()))
         self._publish(rows)
 
     # --- waiting ------------------------------------------------------------------------------
@@ -474,7 +490,7 @@ class Client(Operations):
             saga=handle.saga,
             step=step,
             saga_id=handle.id,
-            reason=cause.code if cause is not None else "",
+            reason=_reason(cause),
             details=details,
             undone=undone,
         )

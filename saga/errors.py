@@ -291,3 +291,8 @@ class MessageInvalid(SagaError):
     """A message on the wire is not a command or reply of this protocol; it is parked."""
 
     code = "SG505"
+
+    def __init__(self, text: str = "", *, reason: str = "message_invalid") -> None:
+        super().__init__(text)
+        self.reason = reason
+        """Short word under which it is parked."""

@@ -57,7 +57,16 @@ DUE: Final[dict[str, tuple[str, ...]]] = {
     "I-01": STACKS,
     "I-07": PURE,  # programs that type checkers refuse
     "I-11": STACKS,
+    # Operations
+    "H-13": STACKS,
+    "I-08": PURE,
+    # Security
+    "L-01": STACKS,
+    "L-02": STACKS,
+    "L-11": STACKS,
+    "L-10": STACKS,
     # Scale and cost
+    "K-01": STACKS,
     "K-04": (POSTGRES_RABBITMQ,),  # several processes need a database and a broker between them
     "K-05": STACKS,
 }

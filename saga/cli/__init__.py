@@ -25,7 +25,7 @@ def build() -> typer.Typer:
     """Return the program with all its commands."""
     import typer
 
-    from saga.cli import db, look, operate, processes
+    from saga.cli import config, db, look, operate, processes
     from saga.engine.verbs import Verb
 
     # Tracebacks made pretty show local variables, and those hold payloads and passwords.
@@ -44,6 +44,7 @@ def build() -> typer.Typer:
     program.add_typer(look.dead_letters, name="dead-letters")
     program.command("outbox")(look.outbox)
     program.add_typer(db.commands, name="db")
+    program.command("config")(config.config)
     program.command("coordinator")(processes.coordinator)
     program.command("participant")(processes.participant)
     return program

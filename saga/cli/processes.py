@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final, NoReturn, Protocol, cast
 
 import typer
 
-from saga import failpoints
+from saga import failpoints, settings
 from saga.cli import collector, health
 from saga.cli.errors import FINDING, told
 
@@ -48,12 +48,10 @@ AppArgument = Annotated[
     typer.Argument(metavar="MODULE:APP", help="where the app is, e.g. shop.sagas:app", show_default=False),
 ]
 GraceOption = Annotated[
-    float,
+    float | None,
     typer.Option("--grace", min=0.0, metavar="SECONDS", help="time to finish work after the first signal"),
 ]
-LevelOption = Annotated[
-    str, typer.Option("--log-level", envvar="SAGA_LOG_LEVEL", help=f"one of {', '.join(LEVELS)}")
-]
+LevelOption = Annotated[str | None, typer.Option("--log-level", help=f"one of {', '.join(LEVELS)}")]
 
 
 HealthOption = Annotated[
@@ -70,8 +68,8 @@ HealthOption = Annotated[
 
 def coordinator(
     app: AppArgument,
-    grace: GraceOption = 30.0,
-    log_level: LevelOption = "info",
+    grace: GraceOption = None,
+    log_level: LevelOption = None,
     probes: HealthOption = None,
 ) -> None:
     """Run the app's coordinator: it receives replies, decides, sends commands and serves timers."""
@@ -80,8 +78,8 @@ def coordinator(
 
 def participant(
     app: AppArgument,
-    grace: GraceOption = 30.0,
-    log_level: LevelOption = "info",
+    grace: GraceOption = None,
+    log_level: LevelOption = None,
     probes: HealthOption = None,
 ) -> None:
     """Run the app's participants: they take commands, run activities and reply."""
@@ -99,6 +97,7 @@ def load(place: str) -> Any:
     if (here := os.getcwd()) not in sys.path:
         sys.path.insert(0, here)
     try:
+        # lint: allow unsafe-import because the operator names it on the command line
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         # A module that is missing further down is the app's own problem and keeps its traceback.
@@ -112,7 +111,12 @@ def load(place: str) -> Any:
     return found
 
 
-def _run(place: str, role: str, grace_seconds: float, log_level: str, probed: str | None) -> None:
+def _run(
+    place: str, role: str, grace_seconds: float | None, log_level: str | None, probed: str | None
+) -> None:
+    with told():
+        known = settings.load()
+    log_level = log_level or known.log_level
     if log_level.lower() not in LEVELS:
         raise typer.BadParameter(f"{log_level!r} is none of {', '.join(LEVELS)}", param_hint="--log-level")
     logging.basicConfig(
@@ -127,8 +131,12 @@ def _run(place: str, role: str, grace_seconds: float, log_level: str, probed: st
         if not callable(getattr(app, role, None)):
             raise typer.BadParameter(f"{place!r} is not an app: it cannot {role.replace('_', ' a ')}")
         collector.spare()
-        serving = cast(Role, getattr(app, role))
-        asyncio.run(_serve(serving, timedelta(seconds=grace_seconds), probed, getattr(app, "health", None)))
+        grace = (
+            getattr(app, "settings", known).grace
+            if grace_seconds is None
+            else timedelta(seconds=grace_seconds)
+        )
+        asyncio.run(_serve(cast(Role, getattr(app, role)), grace, probed, getattr(app, "health", None)))
 
 
 async def _serve(role: Role, grace: timedelta, probed: str | None, asked: health.Ask | None) -> None:

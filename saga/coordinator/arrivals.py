@@ -107,7 +107,7 @@ def reply_event(reply: Reply, now_ms: int) -> Event:
             code = _name(data.get("code", ""))
             return ActivityRefused(**known, code=code) if forward else CompensationRefused(**known, code=code)
         case _:
-            error = _name(data.get("error", ""))
+            error = _error(data)
             after = data.get("retry_after_ms")
             wait = after if isinstance(after, int) and after >= 0 else None
             if not forward:
@@ -120,3 +120,9 @@ def reply_event(reply: Reply, now_ms: int) -> Event:
 def _name(said: Any) -> str:
     """Return a code or class name as it is kept: short, and without the NUL that PostgreSQL takes in no text."""
     return str(said)[:200].replace("\0", "")
+
+
+def _error(said: dict[str, Any]) -> str:
+    """Return class, our code, and file and line of a failure: what may be shown where its text may not (L-11)."""
+    error, code, at = (_name(said.get(key) or "") for key in ("error", "code", "at"))
+    return error + (f" [{code}]" if code else "") + (f" at {at}" if at else "")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
 
+from saga import statelog
 from saga.clock import Clock, Ids
 from saga.coordinator.arrivals import VerbArrival
 from saga.coordinator.redrive import RedriveBudget
@@ -60,6 +61,7 @@ class Verbs:
         if session is None:
             self._publish(advanced.rows)
             self._on_closed(work.closed)
+            statelog.tell(self._namespace, work.state_changes)
         return moved
 
     def preview(self, verb: Verb, loaded: Loaded, *, force: bool = False) -> Moved:

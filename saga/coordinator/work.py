@@ -32,12 +32,13 @@ from saga.engine.effects import (
     ResolveIncidents,
 )
 from saga.engine.events import Event
-from saga.engine.history import entry
+from saga.engine.history import HistoryEntry, entry
 from saga.engine.state import State, Status, decode_state
 from saga.engine.verbs import Moved, Verb, standing
 from saga.errors import PastPivot, VerbNotAllowed
 from saga.messages import NULL, Reply, encode_reply
 from saga.outbox import commands
+from saga.statelog import ONWARD, StateChange, all_wanted
 from saga.storage.base import (
     AuditRow,
     Changes,
@@ -117,8 +118,12 @@ class BatchWork:
         """Runs that this batch closed."""
         self.unknown: list[ReplyArrival] = []
         """Replies for runs that this namespace does not know; the caller parks them."""
+        self.contrary: list[ReplyArrival] = []
+        """Replies that bear the id of an outstanding command and say that they are for another; parked as well."""
         self.rejected: dict[UUID, PastPivot | VerbNotAllowed] = {}
         """Verbs that were refused, by request id."""
+        self.state_changes: list[StateChange] = []
+        """What to tell after the commit."""
         self.missing: set[UUID] = set()
         """Runs that are not there."""
         self.unserved: dict[UUID, Loaded] = {}
@@ -127,6 +132,7 @@ class BatchWork:
         """Shortest time until an instance of this batch is due."""
         self.windows: set[str] = set()
         """Crash points that its commit opens: written, with nothing published and nothing acked yet."""
+        self._tells_all = all_wanted()
         self._registry = registry
         self._ids = ids
         self._budget = budget
@@ -148,6 +154,7 @@ class BatchWork:
         self.closed, self.unknown, self.rejected, self._runs = [], [], {}, {}
         self._changes, self.due_in_ms, self.missing, self.windows = Changes(), None, set(), set()
         self.unserved = {}
+        self.state_changes, self.contrary = [], []
         poisoned: set[UUID] = set()
         for arrival in self.arrivals:
             row = loaded.get(arrival.run_id)
@@ -185,6 +192,9 @@ class BatchWork:
         return known
 
     def _apply(self, run: _Run, arrival: Arrival) -> None:
+        if isinstance(arrival, ReplyArrival) and not _agrees(run, arrival.reply):
+            self.contrary.append(arrival)
+            return
         event = self._event(run, arrival)
         try:
             state, effects = decide(run.definition.engine, run.state, event)
@@ -207,6 +217,8 @@ class BatchWork:
         line = entry(event, run.definition.engine, run.state, state, effects)
         run.version += 1
         run.add(self._changes.history, HistoryRow(run.loaded.run_id, run.version, *line))
+        if self._tells_all or state.status not in ONWARD:
+            run.add(self.state_changes, _change(run, event, line, state))
         run.state = state
         for effect in effects:
             self._carry_out(run, effect)
@@ -404,6 +416,24 @@ def incident(run_id: UUID, saga: str, kind: IncidentKind, step: str, error: str)
     """Return an incident with its fingerprint: the same for every instance that stands still for the same reason."""
     fingerprint = hashlib.sha256(f"{saga}\0{kind}\0{step}\0{error}".encode()).hexdigest()[:16]
     return IncidentRow(run_id, kind, step, saga, error, fingerprint)
+
+
+def _agrees(run: _Run, reply: Reply) -> bool:
+    """L-10: the command id decides what a reply answers; whatever else it says of itself must not say otherwise."""
+    waiting = run.state.outstanding
+    if waiting is None or waiting.command_id != reply.commandid:
+        return True  # it is stale, whatever it says
+    return reply.step == run.definition.steps[waiting.step].name and reply.saga == run.loaded.saga
+
+
+def _change(run: _Run, event: Event, line: HistoryEntry, after: State) -> StateChange:
+    row, waiting = run.loaded, run.state.outstanding
+    return StateChange(
+        *(row.run_id, row.saga, row.saga_id, line.event, line.step, line.direction, line.attempt),
+        command_id=None if waiting is None else waiting.command_id,
+        status=after.status,
+        error=getattr(event, "error", ""),
+    )
 
 
 def _windows(run: _Run) -> set[str]:

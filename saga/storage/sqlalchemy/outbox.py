@@ -111,7 +111,9 @@ class SqlOutboxStore:
                     rows = [{"namespace": self._namespace, "created_at": now, **row._mapping} for row in due]
                     connection.execute(insert(t.outbox), rows)
                 connection.execute(
-                    delete(t.outbox_delayed).where(d.message_id.in_([row.message_id for row in due]))
+                    delete(t.outbox_delayed).where(
+                        d.namespace == self._namespace, d.message_id.in_([row.message_id for row in due])
+                    )
                 )
             return len(due)
 

@@ -97,7 +97,8 @@ SELECT o.channel, o.message_id, o.ordering_key, :content_type, '{}', o.body, sta
 
 DELETE: Final = """
 DELETE FROM saga_outbox WHERE id IN (
-  SELECT id FROM saga_outbox WHERE id = ANY(CAST(:confirmed AS bigint[])) ORDER BY id FOR UPDATE SKIP LOCKED)
+  SELECT id FROM saga_outbox WHERE namespace = :namespace AND id = ANY(CAST(:confirmed AS bigint[]))
+   ORDER BY id FOR UPDATE SKIP LOCKED)
 """
 
 
@@ -277,7 +278,7 @@ class PostgreSQLStatements(Statements):
 
     def delete_outbox(self, connection: Connection, ids: Collection[int]) -> None:
         if ids:
-            connection.execute(DELETE_ONLY, {"confirmed": sorted(ids)})
+            connection.execute(DELETE_ONLY, {"namespace": self.namespace, "confirmed": sorted(ids)})
 
     def _wake(self, connection: Connection, woken: Sequence[tuple[UUID, int]]) -> None:
         connection.execute(WAKE, {"namespace": self.namespace, **columns(woken, ("run_ids", "wakeups"))})

@@ -191,8 +191,9 @@ class Statements:
     def delete_outbox(self, connection: Connection, ids: Collection[int]) -> None:
         """Delete rows by id, in id order."""
         if ids:
+            o = t.outbox.c
             connection.execute(
-                delete(t.outbox).where(t.outbox.c.id == bindparam("b_id")),
+                delete(t.outbox).where(o.namespace == self.namespace, o.id == bindparam("b_id")),
                 [{"b_id": id_} for id_ in sorted(ids)],
             )
 
@@ -226,8 +227,9 @@ class Statements:
             rows = [{"namespace": self.namespace, **row._asdict(), "at": now} for row in changes.audit]
             connection.execute(self.insert_ignore(t.audit), rows)
         if changes.taken:
+            p = t.pending_reply.c
             connection.execute(
-                delete(t.pending_reply).where(t.pending_reply.c.id == bindparam("b_id")),
+                delete(t.pending_reply).where(p.namespace == self.namespace, p.id == bindparam("b_id")),
                 [{"b_id": id_} for _, id_ in sorted(changes.taken)],
             )
 
