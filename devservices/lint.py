@@ -266,8 +266,8 @@ _QUERIES: Final = {"select", "update", "delete"}
 _RAW_QUERY: Final = re.compile(r"\b(FROM|UPDATE|JOIN)\s+saga_\w", re.IGNORECASE)
 
 
-_BY_CHANNEL: Final = "saga/storage/sqlalchemy/queue.py"
-"""The database broker's tables have no namespace of their own: a broker serves many, and each channel's name bears it."""
+_BY_CHANNEL: Final = ("saga/storage/sqlalchemy/queue.py", "saga/storage/sqlalchemy/postgresql_queue.py")
+"""The database broker's tables have no namespace: a broker serves many, and each channel's name bears its own."""
 
 
 def _namespace(module: Module) -> Iterator[tuple[ast.AST, str]]:

@@ -61,9 +61,12 @@ class SqlOperatorStore:
 
     async def count(self, filter: Filter, limit: int) -> int:
         i = t.instance.c
-        ours = i.namespace == self._namespace
-        some = select(i.run_id).where(ours, *self._conditions(filter)).limit(limit).subquery()
-        # lint: allow namespace because it counts what the query above found
+        some = (
+            select(i.run_id)
+            .where(i.namespace == self._namespace, *self._conditions(filter))
+            .limit(limit)
+            .subquery()
+        )
         query = select(func.count()).select_from(some)
 
         def count(connection: Connection) -> int:
