@@ -16,6 +16,7 @@ from pydantic_core import from_json, to_json
 from sqlalchemy import (
     Connection,
     Insert,
+    Select,
     bindparam,
     delete,
     exists,
@@ -292,7 +293,7 @@ class QueueStatements:
         """Return those of the channels that have something to claim, and whether delayed rows are due."""
         q, k, d = t.queue.c, t.claim.c, t.outbox_delayed.c
         now = self.now(connection)
-        looks = [
+        looks: list[Select[Any]] = [
             select(literal(channel)).where(
                 exists().where(q.channel == channel)
                 | exists().where(k.token.is_(None), k.channel == channel, k.due_at <= now)
