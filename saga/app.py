@@ -184,6 +184,14 @@ class App:
 
     # --- what the parts are made of -----------------------------------------------------------
 
+    def make_spawner(self) -> TaskSpawner:
+        """Return the owner of every task of this app."""
+        return TaskSpawner()
+
+    async def prepare_database(self, database: Database) -> None:
+        """Check server and schema; an embedded database is made and upgraded first."""
+        await schema.prepare(database)
+
     def make_broker(self, spawner: TaskSpawner) -> Broker:
         """Return the broker given, or the adapter of its URL's scheme."""
         given = self._broker_given
@@ -234,7 +242,7 @@ class _Running:
 
     def __init__(self, app: App) -> None:
         self._app = app
-        self.spawner = TaskSpawner()
+        self.spawner = app.make_spawner()
         self.broker = app.make_broker(self.spawner)
         self.database = app.make_database(self.spawner)
         self.client: Client | None = None
@@ -246,7 +254,7 @@ class _Running:
     async def start(self, *, coordinator: bool, participants: bool) -> None:
         self._app.check_capabilities(self.broker)
         if self.database is not None:
-            await schema.prepare(self.database)
+            await self._app.prepare_database(self.database)
         await self.broker.start()
         if self.database is not None and self._app.registry.served():
             self._make_coordinator(self.database, coordinator)
