@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from examples.money_transfer.faults import SABOTAGES
-from examples.money_transfer.layouts import Embedded, Layout, Servers
+from examples.money_transfer.layouts import LAYOUTS, Embedded, Layout, Servers
 from examples.money_transfer.load import REDRIVE_SECONDS, Load, on_servers, opening
 from examples.money_transfer.processes import DemoError
 from examples.money_transfer.runner import Runner
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m examples.money_transfer", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     demo = verbs.add_parser("demo", help="play the scenarios")
-    demo.add_argument("--stack", choices=["sqlite", "postgres-rabbitmq"], default="sqlite")
+    demo.add_argument("--stack", choices=list(LAYOUTS), default="sqlite")
     demo.add_argument("--seed", type=int, help="of the crash points; by default a new one each time")
     names = [scenario.name for scenario in SCENARIOS]
     demo.add_argument("--scenario", action="append", choices=names, help="play only this one (repeatable)")
@@ -73,9 +73,10 @@ def _load(options: argparse.Namespace, seed: int) -> int:
 
 
 def _layout(options: argparse.Namespace) -> Layout:
-    if options.stack == "sqlite":
-        return Embedded(options.sabotage)
-    return Servers(options.sabotage, database_each=options.database_each)
+    layout = LAYOUTS[options.stack]
+    if issubclass(layout, Servers):
+        return layout(options.sabotage, database_each=options.database_each)
+    return layout(options.sabotage)
 
 
 def _tell(line: str) -> None:

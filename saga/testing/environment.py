@@ -48,7 +48,7 @@ from saga.testing.faults import Faults
 from saga.testing.faulty import Held
 from saga.testing.handlers import Ledger, Stage, StandIns, participants
 from saga.testing.inline import run_inline
-from saga.testing.processes import MortalSpawner, Process, StayingDatabase
+from saga.testing.processes import NAMESPACE, MortalSpawner, Process, StayingDatabase
 from saga.testing.started import Started, started
 
 I = TypeVar("I")  # noqa: E741 - I for input, R for result
@@ -56,7 +56,6 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 T = TypeVar("T")
 
-NAMESPACE: Final = "default"
 POOL: Final = 20
 DELIVERED_TURNS_MAX: Final = 60
 """Jumps in which what is still on its way must have arrived."""
@@ -233,9 +232,9 @@ class Environment:
 
     async def _raise(self, role: str) -> None:
         """Start a process, anew if it died."""
-        app: dict[str, Any] = {"redrive": self._redrive, "sagas": self._sagas}
-        if role == PARTICIPANTS:
-            app = {"participants": self._participants}
+        app: dict[str, Any] = (
+            {"participants": self._participants} if role == PARTICIPANTS else {"sagas": self._sagas}
+        )
         # whoever starts a saga sends its first command himself; where he dies, it is the coordinator that finds it
         victim = COORDINATOR if role == CLIENT else role
         made = Process(
@@ -244,6 +243,7 @@ class Environment:
             self.faults,
             self._held,
             self.clock,
+            redrive=self._redrive,
             strike=lambda: self._processes[victim].kill(),
             died=self._died,
             **app,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any, Final, TypeVar
 
 from saga.app import App
@@ -23,6 +24,7 @@ T = TypeVar("T")
 
 DURABLE: Final[Capabilities] = replace(MEMORY, name="durable memory", durable=True)
 """The queues outlive each process, as those of a server would."""
+NAMESPACE: Final = "default"
 DYING_SECONDS_MAX: Final = 10.0
 
 
@@ -78,12 +80,15 @@ class Process(App):
         held: list[Held],
         clock: Clock,
         *,
+        redrive: timedelta,
         strike: Callable[[], None],
         died: Callable[[Process], None],
         **app: Any,
     ) -> None:
         """A fault that kills, met on this process's connection, calls `strike`; `died` is told of this one's death."""
-        super().__init__(str(database.url), clock=clock, **app)
+        super().__init__(
+            str(database.url), broker="memory://", namespace=NAMESPACE, clock=clock, redrive=redrive, **app
+        )
         self.alive: bool = True
         self._stays = database
         self._queues = queues
@@ -104,7 +109,7 @@ class Process(App):
     async def prepare_database(self, database: Database) -> None:
         """The environment has prepared it."""
 
-    def make_broker(self, spawner: TaskSpawner) -> Broker:
+    def make_broker(self, spawner: TaskSpawner, database: Database | None) -> Broker:
         self._connection = MemoryBroker(
             self._queues, clock=self._clock, ids=self._ids, spawner=spawner, capabilities=DURABLE
         )

@@ -42,6 +42,7 @@ from saga.coordinator.verbs import Verbs
 from saga.definition.builder import Saga
 from saga.definition.registry import Registry
 from saga.engine.model import Redrive
+from saga.engine.state import CLOSED
 from saga.messages import (
     Command,
     Reply,
@@ -55,10 +56,11 @@ from saga.messages import (
 from saga.outbox.parking import Parking
 from saga.outbox.publisher import DirectPublisher
 from saga.outbox.relay import Relay
-from saga.storage.base import Advanced, Changes, Loaded, ValueKey, Work
+from saga.storage.base import Advanced, Changes, Loaded, ParkedRow, ValueKey, Work
 from saga.storage.sqlalchemy import tables as t
 from saga.storage.sqlalchemy.coordinator import SqlClientStore, SqlCoordinatorStore
 from saga.storage.sqlalchemy.database import Database
+from saga.storage.sqlalchemy.operators import SqlOperatorStore
 from saga.storage.sqlalchemy.outbox import SqlOutboxStore
 from saga.storage.sqlalchemy.parking import SqlParkingStore
 from saga.storage.sqlalchemy.recent import Known, RecentInstances
@@ -226,8 +228,8 @@ def fail(error: str = "Oops", *, retryable: bool = True, **how: Any) -> Act:
 
 
 Script = Mapping[str, Sequence[Act]]
-"""By `step`, `undo step` or `fence step`, `*` for any step, `saga id: ` before it for one saga only: what is done about
-the first, second, ... command; the last one repeats."""
+"""By `step`, `undo step`, `fence step` or `close step`, `*` for any step, `saga id: ` before it for one saga only: what
+is done about the first, second, ... command; the last one repeats."""
 
 
 class Scripted:
@@ -328,7 +330,9 @@ class Scripted:
         return [OutMessage(command.replyto, *pack([body]), key=command.runid) for _ in range(act.replies)]
 
     def _act(self, command: Command) -> Act:
-        prefix = {"forward": "", "compensate": "undo ", "fence": "fence "}[command.direction]
+        prefix = {"forward": "", "compensate": "undo ", "fence": "fence ", "close": "close "}[
+            command.direction
+        ]
         name = prefix + command.step
         keys = (f"{command.sagaid}: {name}", name, prefix + "*")
         acts = next((self.script[key] for key in keys if key in self.script), (DONE,))
@@ -340,6 +344,9 @@ class Scripted:
         forward = (command.runid, command.step, "forward")
         if command.direction == "forward":
             return self._forward(command, act, forward)
+        if command.direction == "close":
+            undo = self._barrier.setdefault((command.runid, command.step, "compensate"), ("cancelled", None))
+            return ("had_run", None) if undo[0] == "done" else ("nothing_to_undo", None)
         ran = self._barrier.setdefault(forward, ("cancelled", None))
         if command.direction == "fence":
             return ("had_run", ran[1]) if ran[0] == "done" else ("nothing_to_undo", None)
@@ -546,7 +553,10 @@ class Node:
             ids=ids,
             publish=self.publisher.publish,
             after_commit=lambda _session: self.relay.wake(),
-            canceller=self.verbs,
+            verbs=self.verbs,
+            operators=SqlOperatorStore(self.database, stack.namespace),
+            parking=SqlParkingStore(self.database, stack.namespace),
+            resend=self.resend,
             inside_handler=lambda: False,
             **ports,
         )
@@ -575,6 +585,12 @@ class Node:
         else:
             await self.broker.declare(self.coordinator.channels())
         return self
+
+    async def resend(self, row: ParkedRow) -> str:
+        (sent,) = self.broker.publish(
+            [OutMessage(row.channel, row.body, row.content_type, headers=row.headers)]
+        )
+        return str(await sent)
 
     def dead(self) -> bool:
         return not self.alive
@@ -724,7 +740,7 @@ class Stack:
 
         async def over() -> bool:
             states.update(await self.statuses(handles))
-            return len(states) == len(handles) and set(states.values()) <= {"completed", "compensated"}
+            return len(states) == len(handles) and set(states.values()) <= CLOSED
 
         try:
             await self.until(over, step=step, within=within)

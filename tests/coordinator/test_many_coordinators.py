@@ -44,7 +44,7 @@ class Zombie:
         self.frozen = asyncio.Event()
         self.lost = 0
         self._run = node.database.run
-        node.database.run = self.run  # type: ignore[method-assign]
+        node.database.run = self.run  # type: ignore[method-assign, assignment]
 
     async def run(
         self, function: Callable[[Connection], T], *, lost_commit: str = "", single: bool = False

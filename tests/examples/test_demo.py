@@ -77,6 +77,21 @@ def test_demo_on_servers_ends_with_every_scenario_as_expected_and_no_cent_lost(
 
 @pytest.mark.slow
 @pytest.mark.feature("I-11")
+@pytest.mark.feature("G-02", acceptance=True)
+@pytest.mark.parametrize("stack", ["postgres", "sqlite-shared"])
+def test_a_transfer_over_separate_processes_needs_nothing_but_a_database(
+    stack: str, postgres_server: Postgres
+) -> None:
+    """What is committed, refused and crashed; `make demo` plays all five."""
+    chosen = ["--scenario", "success", "--scenario", "unknown target", "--scenario", "crash"]
+    demo = Demo("--stack", stack, *chosen, SAGA_DEMO_POSTGRES_URL=postgres_server.url)
+    assert (demo.status, demo.failed) == (0, set()), demo.text
+    assert demo.good == demo.of == 3
+    assert demo.before == demo.after > 0
+
+
+@pytest.mark.slow
+@pytest.mark.feature("I-11")
 @pytest.mark.stack("postgres-rabbitmq")
 def test_money_is_conserved_at_rest_with_a_database_for_every_service(servers: dict[str, str]) -> None:
     """Without one database there is no snapshot of all books, so only the ends are compared."""
