@@ -259,6 +259,14 @@ class App:
 
     # --- what the parts are made of -----------------------------------------------------------
 
+    def make_spawner(self) -> TaskSpawner:
+        """Return the owner of every task of this app."""
+        return TaskSpawner()
+
+    async def prepare_database(self, database: Database) -> None:
+        """Check server and schema; an embedded database is made and upgraded first."""
+        await schema.prepare(database)
+
     def make_broker(self, spawner: TaskSpawner, database: Database | None) -> Broker:
         """Return the broker given, or the adapter of its address. `database` is that of this app."""
         return adapters.make_broker(
@@ -314,7 +322,7 @@ class _Running:
 
     def __init__(self, app: App) -> None:
         self._app = app
-        self.spawner = TaskSpawner()
+        self.spawner = app.make_spawner()
         self.database = app.make_database(self.spawner)
         self.broker = app.make_broker(self.spawner, self.database)
         self.client: Client | None = None
@@ -330,7 +338,7 @@ class _Running:
         """`events`: send the domain events of this database too, as coordinators do anyway."""
         self._app.check_capabilities(self.broker)
         if self.database is not None:
-            await schema.prepare(self.database)
+            await self._app.prepare_database(self.database)
         self._connected = broker
         self._consumed = self._channels(coordinator, participants)
         if broker:

@@ -390,6 +390,11 @@ class Client(Operations):
 
     # --- waiting ------------------------------------------------------------------------------
 
+    @property
+    def waiting(self) -> int:
+        """How many runs somebody waits for."""
+        return len(self._waiting)
+
     def closed(self, runs: Sequence[Closed]) -> None:
         """Runs were closed by this process: wake their waiters at once."""
         for run in runs:

@@ -55,6 +55,7 @@ DUE: Final[dict[str, tuple[str, ...]]] = {
     "G-10": (POSTGRES_RABBITMQ,),  # a proxy cuts connections at COMMIT; SQLite has no connection to cut
     # Using it
     "I-01": STACKS,
+    "I-06": (SQLITE,),  # an environment owns its time, so its database is SQLite on every stack
     "I-07": PURE,  # programs that type checkers refuse
     "I-11": STACKS,
     # Operations

@@ -44,7 +44,7 @@ class Zombie:
         self.frozen = asyncio.Event()
         self.lost = 0
         self._run = node.database.run
-        node.database.run = self.run  # type: ignore[method-assign, assignment]
+        node.database.run = self.run  # type: ignore[method-assign]
 
     async def run(self, function: Callable[[Connection], T], *, lost_commit: str = "", **how: Any) -> T:
         if lost_commit == "C7" and not self.thawed.is_set():

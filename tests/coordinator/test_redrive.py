@@ -12,7 +12,8 @@ from saga.brokers.memory import MEMORY, MemoryQueues
 from saga.coordinator.redrive import WINDOW_SECONDS, RedriveBudget
 from saga.messages import pack
 from saga.storage.sqlalchemy import tables as t
-from tests.coordinator.harness import COMMAND_LOST, DONE, DURABLE, HELD, Order, Stack, Weather, fail, refuse
+from saga.testing.processes import DURABLE
+from tests.coordinator.harness import COMMAND_LOST, DONE, HELD, Order, Stack, Weather, fail, refuse
 from tests.coordinator.sagas import sequence
 from tests.plugins.features import Faults
 
