@@ -236,7 +236,9 @@ def _tells_exception(node: ast.expr, caught: frozenset[str]) -> bool:
     return False
 
 
-_UNSAFE_MODULES: Final = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "yaml"}
+_UNSAFE_MODULES: Final = {
+    "pickle", "cPickle", "dill", "cloudpickle", "jsonpickle", "marshal", "shelve", "yaml", "ruamel",
+}  # fmt: skip
 
 
 def _unsafe(module: Module) -> Iterator[tuple[ast.AST, str]]:
@@ -252,6 +254,54 @@ def _unsafe(module: Module) -> Iterator[tuple[ast.AST, str]]:
             and node.func.id in ("eval", "exec")
         ):
             yield node, f"{node.func.id}()"
+        if (
+            isinstance(node, ast.Call)
+            and _last(node.func) in ("import_module", "__import__")
+            and not (node.args and isinstance(node.args[0], ast.Constant))
+        ):
+            yield node, f"{_last(node.func)}() of a name that is made at run time"
+
+
+_QUERIES: Final = {"select", "update", "delete"}
+_RAW_QUERY: Final = re.compile(r"\b(FROM|UPDATE|JOIN)\s+saga_\w", re.IGNORECASE)
+
+
+_BY_CHANNEL: Final = ("saga/storage/sqlalchemy/queue.py", "saga/storage/sqlalchemy/postgresql_queue.py")
+"""The database broker's tables have no namespace: a broker serves many, and each channel's name bears its own."""
+
+
+def _namespace(module: Module) -> Iterator[tuple[ast.AST, str]]:
+    """Find queries on our tables that name no namespace: built with SQLAlchemy, or written as SQL."""
+    if module.path.endswith(_BY_CHANNEL):
+        return
+    parents = {child: parent for parent in module.nodes for child in ast.iter_child_nodes(parent)}
+    for node in module.nodes:
+        if isinstance(node, ast.Call) and module.full_name(node.func) in {
+            f"sqlalchemy.{q}" for q in _QUERIES
+        }:
+            whole: ast.AST = node
+            while isinstance(parents.get(whole), ast.expr | ast.keyword | ast.comprehension):
+                whole = parents[whole]
+            of_functions = node.args and all(_is_function(module, each) for each in node.args)
+            if not of_functions and not _names(whole, "namespace"):
+                yield node, f"{_last(node.func)}() in any namespace"
+        elif (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and _RAW_QUERY.search(node.value)
+            and "namespace" not in node.value
+        ):
+            yield node, "SQL in any namespace"
+
+
+def _is_function(module: Module, node: ast.expr) -> bool:
+    if isinstance(node, ast.Starred):
+        return isinstance(node.value, ast.GeneratorExp) and _is_function(module, node.value.elt)
+    return isinstance(node, ast.Call) and module.full_name(node.func).startswith("sqlalchemy.func.")
+
+
+def _names(tree: ast.AST, name: str) -> bool:
+    return any(isinstance(node, ast.Attribute) and node.attr == name for node in ast.walk(tree))
 
 
 def _sql_now(module: Module) -> Iterator[tuple[ast.AST, str]]:
@@ -325,6 +375,7 @@ RULES: Final[dict[str, Rule]] = {
     "log-exception": Rule(
         "an exception's text can hold row values (SQL-9); log its class, code and our own ids", _log_exception
     ),
+    "namespace": Rule("what one tenant has, no query of another one finds (K-01)", _namespace),
     "unsafe-import": Rule("data from outside must never become code", _unsafe, in_examples=True),
     "broad-except": Rule(
         "a loop must not outlive a bug unseen; let its supervisor count it and start it again", _broad_except

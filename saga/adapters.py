@@ -14,7 +14,7 @@ from saga.errors import ConfigurationError
 from saga.storage.queue import Bell, QueueStore
 from saga.storage.sqlalchemy import schema as schemas
 from saga.storage.sqlalchemy.bells import FileBell, NotifyBell
-from saga.storage.sqlalchemy.coordinator import place
+from saga.storage.sqlalchemy.callers import place
 from saga.storage.sqlalchemy.database import Database, async_url
 from saga.storage.sqlalchemy.outbox import SqlOutboxStore
 from saga.storage.sqlalchemy.postgresql_queue import PostgreSQLQueueStatements

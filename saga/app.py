@@ -16,17 +16,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from saga import adapters
 from saga.batcher import Lane
-from saga.brokers.base import Broker
+from saga.brokers.base import Broker, Channel, OutMessage
 from saga.brokers.database import DatabaseBroker
 from saga.client import Client
-from saga.clock import Clock, Ids, SystemClock, SystemIds, TaskSpawner
+from saga.clock import Clock, Ids, SystemClock, SystemIds, TaskSpawner, within
 from saga.coordinator.service import Coordinator
 from saga.coordinator.verbs import Verbs
 from saga.definition.activity import Participant, check_name
@@ -34,27 +34,48 @@ from saga.definition.builder import Saga
 from saga.definition.registry import Registry
 from saga.engine.model import Redrive
 from saga.errors import ConfigurationError, MissingCapability
-from saga.messages import BODY_BYTES_MAX
+from saga.messages import BODY_BYTES_MAX, commands_channel, replies_channel
+from saga.outbox.events import Outbox
 from saga.outbox.parking import Parking
 from saga.outbox.publisher import CommandPublisher, DirectPublisher
 from saga.outbox.queued import QueuedRows
 from saga.outbox.relay import Relay
 from saga.participant.served import idle_in_transaction_seconds
 from saga.participant.service import ParticipantService
+from saga.storage.base import ParkedRow, StoredRow
 from saga.storage.sqlalchemy import schema
 from saga.storage.sqlalchemy.coordinator import SqlClientStore, SqlCoordinatorStore
 from saga.storage.sqlalchemy.database import Database
+from saga.storage.sqlalchemy.events import SqlEventStore
+from saga.storage.sqlalchemy.operators import SqlOperatorStore
 from saga.storage.sqlalchemy.outbox import SqlOutboxStore
 from saga.storage.sqlalchemy.parking import SqlParkingStore
 from saga.storage.sqlalchemy.participant import SqlParticipantStore
 from saga.storage.sqlalchemy.recent import RecentInstances
 from saga.storage.sqlalchemy.writer import handler_writes_to
 
+if TYPE_CHECKING:
+    from saga.settings import Settings
+
 log: Final[logging.Logger] = logging.getLogger("saga.app")
 
-GRACE: Final = timedelta(seconds=30)
-REDRIVE: Final = timedelta(seconds=30)
 COORDINATOR_POOL: Final = 5
+HEALTH_SECONDS: Final = 2.0
+T = TypeVar("T")
+
+
+class Health(NamedTuple):
+    """Whether a running app reaches what it needs. `database` is True for an app without one."""
+
+    database: bool
+    broker: bool
+    consuming: bool
+    """Its channels have consumers; True for an app that consumes nothing."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it does its work."""
+        return all(self)
 
 
 class App:
@@ -62,45 +83,65 @@ class App:
 
     def __init__(
         self,
-        database: str | None,
+        database: str | None = None,
         *,
-        broker: str | Broker = "memory://",
+        broker: str | Broker | None = None,
         sagas: Sequence[Saga[Any, Any]] = (),
         participants: Sequence[Participant] = (),
-        namespace: str = "default",
+        namespace: str | None = None,
+        topics: Sequence[str] = (),
         schema: str | None = None,
-        concurrency: int = 64,
-        pool_size: int = 10,
-        redrive: timedelta = REDRIVE,
+        concurrency: int | None = None,
+        pool_size: int | None = None,
+        redrive: timedelta | None = None,
+        grace: timedelta | None = None,
         clock: Clock | None = None,
         ids: Ids | None = None,
     ) -> None:
         """Check what can be checked without I/O.
 
-        `broker` is memory://, amqp://..., database:// for a queue in `database` itself, or the SQLAlchemy URL of
-        another database that has the queue, with `?schema=` where its tables live in a schema (PostgreSQL).
-        `database` is a SQLAlchemy URL; None for participants that touch no database (no barrier: their effects are at
-        least once). `schema` is where our tables live on PostgreSQL. `concurrency` bounds the commands that the
-        participants work on at once, `pool_size` the connections and with it the transactions at once. A command
-        without an answer is sent again after `redrive`, doubling to ten times that.
+        What is None here is read from the environment (`SAGA_DATABASE`, ...) or from the file that it names, else it
+        has its default: docs/settings.md. `database` is a SQLAlchemy URL; said nowhere, the participants touch no
+        database (no barrier: their effects are at least once). `broker` is memory://, amqp://..., database:// for a
+        queue in `database` itself, or the SQLAlchemy URL of another database that has the queue, with `?schema=` where
+        its tables live in a schema (PostgreSQL). `topics` are channels for domain events (`app.outbox`), declared at
+        start. `schema` is where our tables live on PostgreSQL. `concurrency` bounds the commands that the participants
+        work on at once, `pool_size` the connections and with it the transactions at once. A command without an answer
+        is sent again after `redrive`, doubling to ten times that. `grace` is what `stop` gives to what is under way.
         Raises ConfigurationError, DefinitionError, DefinitionChanged.
         """
-        check_name(namespace, what="namespace")
-        if database is None and sagas:
+        from saga import settings  # not before an app is made: it takes a while to import
+
+        self.settings: Settings = settings.load(
+            database=database,
+            broker=broker if broker is None or isinstance(broker, str) else f"{broker.capabilities.name}://",
+            namespace=namespace,
+            schema=schema,
+            concurrency=concurrency,
+            pool_size=pool_size,
+            redrive=redrive,
+            grace=grace,
+        )
+        given = self.settings
+        self.namespace: str = given.namespace
+        check_name(self.namespace, what="namespace")
+        if given.database is None and sagas:
             raise ConfigurationError("An app with sagas needs a database; only participants can do without.")
-        self.namespace = namespace
-        first_ms = int(redrive.total_seconds() * 1000)
-        if first_ms < 1:
-            raise ConfigurationError("redrive is a positive duration; 30 s is the default.")
+        first_ms = max(int(given.redrive.total_seconds() * 1000), 1)
         self.registry: Registry = Registry(Redrive(first_ms, first_ms * 10))
         for saga in sagas:
             self.registry.register(saga)
         self.participants: tuple[Participant, ...] = tuple(participants)
-        self._database_url = database
-        self._schema = schema
-        self._broker_given = broker
-        self._concurrency = concurrency
-        self._pool_size = pool_size
+        self.topics: frozenset[str] = frozenset(topics)
+        if given.database is None and topics:
+            raise ConfigurationError(
+                "An app with topics needs a database: its events are rows of the outbox."
+            )
+        for topic in topics:
+            check_name(topic, what="topic")
+        self._broker_given: str | Broker = (
+            given.broker.get_secret_value() if broker is None or isinstance(broker, str) else broker
+        )
         self._clock = clock or SystemClock()
         self._ids = ids or SystemIds()
         self._running: _Running | None = None
@@ -124,7 +165,19 @@ class App:
         finally:
             await self.stop()
 
-    async def start(self, *, coordinator: bool, participants: bool) -> None:
+    @asynccontextmanager
+    async def as_operator(self) -> AsyncIterator[Client]:
+        """Run a client that needs the database only: what it sends leaves through the outbox of those that coordinate.
+
+        The broker is connected when a dead letter is sent again, and not before.
+        """
+        await self.start(coordinator=False, participants=False, broker=False)
+        try:
+            yield self.client
+        finally:
+            await self.stop()
+
+    async def start(self, *, coordinator: bool, participants: bool, broker: bool = True) -> None:
         """Connect, check database, schema and broker, and start the roles.
 
         An embedded database (SQLite) is made and upgraded first; others never are. Raises SchemaMismatch,
@@ -138,25 +191,27 @@ class App:
             await running.start(
                 coordinator=coordinator and bool(self.registry.served()),
                 participants=participants and bool(self.participants),
+                events=bool(self.topics) and (coordinator or participants),
+                broker=broker,
             )
         except BaseException:
             await running.stop(timedelta(seconds=1))
             raise
         self._running = running
 
-    async def stop(self, grace: timedelta = GRACE) -> None:
+    async def stop(self, grace: timedelta | None = None) -> None:
         """Take no more work, finish what runs within `grace`, hand the rest back (P17). Idempotent."""
         running, self._running = self._running, None
         if running is not None:
-            await running.stop(grace)
+            await running.stop(self.settings.grace if grace is None else grace)
 
-    async def run_coordinator(self, stop: asyncio.Event, grace: timedelta = GRACE) -> None:
+    async def run_coordinator(self, stop: asyncio.Event, grace: timedelta | None = None) -> None:
         """Run the coordinator and its relay until `stop` is set."""
         if not self.registry.served():
             raise ConfigurationError("This app has no sagas; give App(sagas=[...]).")
         await self._run_until(stop, grace, coordinator=True, participants=False)
 
-    async def run_participant(self, stop: asyncio.Event, grace: timedelta = GRACE) -> None:
+    async def run_participant(self, stop: asyncio.Event, grace: timedelta | None = None) -> None:
         """Run the participants until `stop` is set."""
         if not any(activity.handler for each in self.participants for activity in each.activities.values()):
             raise ConfigurationError(
@@ -165,7 +220,7 @@ class App:
         await self._run_until(stop, grace, coordinator=False, participants=True)
 
     async def _run_until(
-        self, stop: asyncio.Event, grace: timedelta, *, coordinator: bool, participants: bool
+        self, stop: asyncio.Event, grace: timedelta | None, *, coordinator: bool, participants: bool
     ) -> None:
         await self.start(coordinator=coordinator, participants=participants)
         log.info("ready")
@@ -174,12 +229,26 @@ class App:
         finally:
             await self.stop(grace)
 
+    async def health(self) -> Health:
+        """Ask database and broker, each for at most 2 s, whether this process can do its work. Never raises.
+
+        One statement and one question to the broker per channel; ask every few seconds at most.
+        """
+        return Health(False, False, False) if self._running is None else await self._running.health()
+
     @property
     def client(self) -> Client:
         """The client of the running app. Raises ConfigurationError before `start` or without a database."""
         if self._running is None or self._running.client is None:
             raise ConfigurationError("The client is there while the app runs: `async with app:`.")
         return self._running.client
+
+    @property
+    def outbox(self) -> Outbox:
+        """Domain events of the running app. Raises ConfigurationError before `start` or without topics."""
+        if self._running is None or self._running.outbox is None:
+            raise ConfigurationError("The outbox is there while an app with topics runs: App(topics=[...]).")
+        return self._running.outbox
 
     @property
     def broker(self) -> Broker:
@@ -190,6 +259,14 @@ class App:
 
     # --- what the parts are made of -----------------------------------------------------------
 
+    def make_spawner(self) -> TaskSpawner:
+        """Return the owner of every task of this app."""
+        return TaskSpawner()
+
+    async def prepare_database(self, database: Database) -> None:
+        """Check server and schema; an embedded database is made and upgraded first."""
+        await schema.prepare(database)
+
     def make_broker(self, spawner: TaskSpawner, database: Database | None) -> Broker:
         """Return the broker given, or the adapter of its address. `database` is that of this app."""
         return adapters.make_broker(
@@ -199,26 +276,29 @@ class App:
     @property
     def queued(self) -> bool:
         """Whether the broker's queues are in this app's own database, so that commands need not be sent."""
-        url = self._database_url
-        return url is not None and adapters.queues_in(self._broker_given, url, self._schema)
+        given = self.settings
+        if given.database is None:
+            return False
+        return adapters.queues_in(self._broker_given, given.database.get_secret_value(), given.schema_)
 
     def make_database(self, spawner: TaskSpawner) -> Database | None:
         """Return the database, with pool and timeouts that fit the roles."""
-        if self._database_url is None:
+        given = self.settings
+        if given.database is None:
             return None
         serves, coordinates = bool(self.participants), bool(self.registry.served())
         return Database(
-            self._database_url,
+            given.database.get_secret_value(),
             clock=self._clock,
             ids=self._ids,
             spawner=spawner,
             # handlers take at most `pool_size` of them, so the coordinator beside them always finds one
-            pool_size=self._pool_size * serves
+            pool_size=given.pool_size * serves
             + COORDINATOR_POOL * (coordinates or not serves)
             + adapters.QUEUE_POOL * self.queued,
             # P28: a participant frozen in a handler must not hold its locks for longer than any attempt may take
             idle_in_transaction_seconds=idle_in_transaction_seconds(self.participants),
-            schema=self._schema,
+            schema=given.schema_,
         )
 
     def check_capabilities(self, broker: Broker) -> None:
@@ -233,51 +313,82 @@ class App:
             )
 
 
+def _leave_to_relay(rows: Sequence[StoredRow]) -> None:
+    """Without a broker: those that coordinate sweep what stands in the outbox."""
+
+
 class _Running:
     """The parts of a started app, in the order in which they start; they stop in reverse."""
 
     def __init__(self, app: App) -> None:
         self._app = app
-        self.spawner = TaskSpawner()
+        self.spawner = app.make_spawner()
         self.database = app.make_database(self.spawner)
         self.broker = app.make_broker(self.spawner, self.database)
         self.client: Client | None = None
+        self.outbox: Outbox | None = None
         self.publisher: CommandPublisher | None = None
         self.relay: Relay | None = None
         self.coordinator: Coordinator | None = None
         self.participants: ParticipantService | None = None
+        self._connected = False
+        self._consumed: list[str] = []
 
-    async def start(self, *, coordinator: bool, participants: bool) -> None:
+    async def start(self, *, coordinator: bool, participants: bool, events: bool, broker: bool) -> None:
+        """`events`: send the domain events of this database too, as coordinators do anyway."""
         self._app.check_capabilities(self.broker)
         if self.database is not None:
-            await schema.prepare(self.database)
-        await self.broker.start()
+            await self._app.prepare_database(self.database)
+        self._connected = broker
+        self._consumed = self._channels(coordinator, participants)
+        if broker:
+            await self.broker.start()
+        if self.database is not None and (self._app.registry.served() or self._app.topics):
+            self._make_outbox(self.database)
         if self.database is not None and self._app.registry.served():
             self._make_coordinator(self.database, coordinator)
+        if broker and self._app.topics:
+            await self.broker.declare([Channel(topic) for topic in sorted(self._app.topics)])
         if participants:
             # before the coordinator, so that its first commands meet consumers
             self.participants = self._make_participants()
             await self.participants.start()
         if coordinator and self.coordinator is not None:
             await self.coordinator.start()
-            if self.relay is not None:
-                self.relay.start()
         else:
-            self.coordinator = self.relay = None
+            self.coordinator = None
+        if self.relay is not None and (self.coordinator is not None or events):
+            self.relay.start()
+        else:
+            self.relay = None
+
+    def _make_outbox(self, database: Database) -> None:
+        app = self._app
+        self.publisher = self._make_publisher(database)
+        if app.topics:
+            self.outbox = Outbox(
+                SqlEventStore(database, app.namespace, queued=app.queued),
+                app.topics,
+                namespace=app.namespace,
+                clock=app._clock,
+                ids=app._ids,
+                after_commit=self._wake_after,
+            )
 
     def _make_coordinator(self, database: Database, coordinates: bool) -> None:
-        app = self._app
+        app, publisher = self._app, self.publisher
+        assert publisher is not None
         ports: dict[str, Any] = {"clock": app._clock, "spawner": self.spawner}
         recent, lane = RecentInstances(app._clock), Lane()
         store = SqlCoordinatorStore(database, app.namespace, recent, queued=app.queued)
-        self.publisher = publisher = self._make_publisher(database)
+        publish = publisher.publish if self._connected else _leave_to_relay
         verbs = Verbs(
             app.registry,
             store,
             namespace=app.namespace,
             clock=app._clock,
             ids=app._ids,
-            publish=publisher.publish,
+            publish=publish,
             on_closed=lambda runs: client.closed(runs),
         )
         self.client = client = Client(
@@ -285,9 +396,12 @@ class _Running:
             SqlClientStore(database, app.namespace, recent if coordinates else None, queued=app.queued),
             namespace=app.namespace,
             ids=app._ids,
-            publish=publisher.publish,
+            publish=publish,
             after_commit=self._wake_after,
-            canceller=verbs,
+            verbs=verbs,
+            operators=SqlOperatorStore(database, app.namespace),
+            parking=SqlParkingStore(database, app.namespace),
+            resend=self._resend,
             inside_handler=lambda: handler_writes_to.get() == database.url.database,
             closed_here=coordinates,
             lane=lane,
@@ -339,6 +453,48 @@ class _Running:
             event.listen(sync, "after_commit", committed)
         sync.info[self] = True
 
+    def _channels(self, coordinator: bool, participants: bool) -> list[str]:
+        app = self._app
+        queues = {
+            activity.queue
+            for participant in app.participants
+            for activity in participant.activities.values()
+            if activity.handler is not None
+        }
+        replies = [replies_channel(app.namespace)] if coordinator else []
+        return [
+            *replies,
+            *(commands_channel(app.namespace, queue) for queue in sorted(queues) if participants),
+        ]
+
+    async def health(self) -> Health:
+        """Ask database and broker."""
+        database = self.database is None or bool(await self._answers(self.database.ping()))
+        asked = [self.broker.status(channel) for channel in self._consumed]
+        states = [await self._answers(status) for status in asked]
+        return Health(
+            database,
+            all(state is not None for state in states),
+            all(state is not None and state.consumers > 0 for state in states),
+        )
+
+    async def _answers(self, question: Coroutine[Any, Any, T]) -> T | None:
+        """Return the answer, or None if there is none in time or an error instead."""
+        try:
+            return await within(HEALTH_SECONDS, question, spawner=self.spawner, name="saga-health")
+        except Exception as error:
+            log.warning("health: %s", type(error).__name__)
+            return None
+
+    async def _resend(self, row: ParkedRow) -> str:
+        if not self._connected:
+            await self.broker.start()
+            self._connected = True
+        (sent,) = self.broker.publish(
+            [OutMessage(row.channel, row.body, row.content_type, headers=row.headers)]
+        )
+        return str(await sent)
+
     def _make_parking(self) -> Parking:
         store = SqlParkingStore(self.database, self._app.namespace) if self.database is not None else None
         return Parking(store, self.broker, clock=self._app._clock, ids=self._app._ids)
@@ -347,7 +503,7 @@ class _Running:
         app, database = self._app, self.database
         store = None
         if database is not None:
-            store = SqlParticipantStore(database, app.namespace, transactions_max=app._pool_size)
+            store = SqlParticipantStore(database, app.namespace, transactions_max=app.settings.pool_size)
         return ParticipantService(
             app.participants,
             self.broker,
@@ -357,7 +513,7 @@ class _Running:
             clock=app._clock,
             ids=app._ids,
             spawner=self.spawner,
-            concurrency=app._concurrency,
+            concurrency=app.settings.concurrency,
         )
 
     async def stop(self, grace: timedelta) -> None:

@@ -2,19 +2,25 @@
 
 The page `docs/wire.md` is the protocol for other languages; its byte vectors are read by a test. This module knows
 names and bytes only: no broker, no database, no clock.
+
+What is read is refused unless it is exactly that: see docs/design/0007-strict-decoding.md.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import json
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any, Final, Literal, TypeVar
+from itertools import islice
+from math import isfinite
+from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic_core import from_json, to_json
+from pydantic import ConfigDict, FailFast, Field, TypeAdapter, ValidationError
+from pydantic_core import to_json
 
 from saga.errors import MessageInvalid
 
@@ -23,9 +29,23 @@ REPLY_TYPE: Final = "saga.reply.v1"
 CONTENT_TYPE: Final = "application/cloudevents+json; charset=utf-8"
 BATCH_CONTENT_TYPE: Final = "application/cloudevents-batch+json; charset=utf-8"
 BODY_BYTES_MAX: Final = 256 * 1024
+HEAD_BYTES_MAX: Final = 16 * 1024
+"""What the attributes of one envelope may take beside its payloads."""
+COMMAND_BYTES_MAX: Final = 2 * BODY_BYTES_MAX + HEAD_BYTES_MAX
+"""Largest body of commands: an undo carries the input, and what the action left."""
+REPLY_BYTES_MAX: Final = BODY_BYTES_MAX + HEAD_BYTES_MAX
 PACK_COUNT_MAX: Final = 64
 DEPTH_MAX: Final = 64
+"""Objects and arrays within each other in one envelope, itself included."""
+NUMBER_MAX: Final = 2**31 - 1
 NULL: Final = b"null"
+
+Name: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,100}$")]
+"""A name that a definition gave: nothing that could name a module, a file or another channel."""
+Id: TypeAlias = Annotated[str, Field(pattern=r"^[!-~]{1,200}$")]
+Text: TypeAlias = Annotated[str, Field(max_length=400)]
+Number: TypeAlias = Annotated[int, Field(ge=0, le=NUMBER_MAX)]
+Milliseconds: TypeAlias = Annotated[int, Field(ge=-(2**53), le=2**53)]
 
 
 class Direction(StrEnum):
@@ -35,6 +55,13 @@ class Direction(StrEnum):
     COMPENSATE = "compensate"
     FENCE = "fence"
     """Makes sure that the action never runs from now on, or learns that it had run; undoes nothing."""
+    CLOSE = "close"
+    """The same for the undo: a person settled it, and what of it is still in flight must not run (P26)."""
+
+
+FENCES: Final = frozenset({Direction.FENCE, Direction.CLOSE})
+NO_BARRIER: Final = "no_barrier"
+"""Error of a failed fence: its participant keeps no barrier."""
 
 
 class Outcome(StrEnum):
@@ -52,38 +79,35 @@ class Outcome(StrEnum):
     """Answer to a fence: the action had run before; `data` is what its own reply held."""
 
 
-_strict = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, hide_input_in_errors=True)
-
-
 # Not frozen and without slots: they are made by the thousand, and both would double what that costs.
 @dataclass(kw_only=True)
 class Command:
     """Do or undo one step. `data` is the payload as JSON bytes; everything else travels as an attribute."""
 
-    id: str
+    id: Id
     """Message id: new for every send of the same command."""
-    namespace: str
-    saga: str
-    sagaversion: int
-    sagaid: str
-    runid: str
-    step: str
-    activity: str
-    iteration: int = 0
-    round: int = 0
-    forwarditeration: int = 0
-    forwardround: int = 0
-    direction: Literal["forward", "compensate", "fence"]
-    commandid: str
-    attempt: int
+    namespace: Name
+    saga: Name
+    sagaversion: Number
+    sagaid: Text
+    runid: Id
+    step: Name
+    activity: Name
+    iteration: Number = 0
+    round: Number = 0
+    forwarditeration: Number = 0
+    forwardround: Number = 0
+    direction: Literal["forward", "compensate", "fence", "close"]
+    commandid: Id
+    attempt: Number
     resend: bool = False
     final: bool = False
     """A refusal of this command is the business's last word and is kept (P20)."""
-    remainingms: int | None = None
+    remainingms: Milliseconds | None = None
     """Milliseconds until the step's deadline, counted from sending; None without a deadline."""
-    replyto: str
-    schemaversion: int = 1
-    traceparent: str | None = None
+    replyto: Id
+    schemaversion: Number = 1
+    traceparent: Text | None = None
     data: Any = None
 
 
@@ -91,45 +115,77 @@ class Command:
 class Reply:
     """The answer to one command. `data` depends on `outcome`: docs/wire.md."""
 
-    id: str
-    namespace: str
-    saga: str
-    sagaid: str
-    runid: str
-    step: str
-    iteration: int = 0
-    round: int = 0
-    direction: Literal["forward", "compensate", "fence"]
-    commandid: str
-    attempt: int
+    id: Id
+    namespace: Name
+    saga: Name
+    sagaid: Text
+    runid: Id
+    step: Name
+    iteration: Number = 0
+    round: Number = 0
+    direction: Literal["forward", "compensate", "fence", "close"]
+    commandid: Id
+    attempt: Number
     outcome: Literal["done", "refused", "failed", "nothing_to_undo", "had_run"]
-    schemaversion: int = 1
-    traceparent: str | None = None
+    schemaversion: Number = 1
+    traceparent: Text | None = None
     data: Any = None
 
 
-# What only the wire has: the version and type that say which message this is. Unknown attributes are ignored, so
-# that a newer sender is understood; an unknown major version is another `type` and is parked.
+# What only the wire has: the version and type that say which message this is, and that each attribute of the tables
+# in docs/wire.md is there. Unknown attributes are ignored, so that a newer sender is understood; an unknown major
+# version is another `type` and is parked.
+_strict = ConfigDict(strict=True, extra="ignore", hide_input_in_errors=True)
+
+
 @dataclass(kw_only=True)
 class _WireCommand(Command):
     specversion: Literal["1.0"]
     type: Literal["saga.command.v1"]
+    source: Text
+    subject: Text
+    datacontenttype: Literal["application/json"]
+    iteration: Number = field()
+    round: Number = field()
+    forwarditeration: Number = field()
+    forwardround: Number = field()
+    resend: bool = field()
+    final: bool = field()
+    schemaversion: Number = field()
+    data: Any = field()
     __pydantic_config__ = _strict
+
+    def names(self) -> int:
+        """Return how many attributes it has."""
+        return 25 + (self.remainingms is not None) + (self.traceparent is not None)
 
 
 @dataclass(kw_only=True)
 class _WireReply(Reply):
     specversion: Literal["1.0"]
     type: Literal["saga.reply.v1"]
+    source: Text
+    subject: Text
+    datacontenttype: Literal["application/json"]
+    iteration: Number = field()
+    round: Number = field()
+    schemaversion: Number = field()
+    data: Any = field()
     __pydantic_config__ = _strict
+
+    def names(self) -> int:
+        """Return how many attributes it has."""
+        return 19 + (self.traceparent is not None)
 
 
 _command: Final = TypeAdapter(_WireCommand)
-_commands: Final = TypeAdapter(list[_WireCommand])
 _reply: Final = TypeAdapter(_WireReply)
-_replies: Final = TypeAdapter(list[_WireReply])
+# One bad envelope is enough to look at them one by one, so the first error of a pack is the last one made (L-02).
+_commands: Final = TypeAdapter(Annotated[list[_WireCommand], FailFast()])
+_replies: Final = TypeAdapter(Annotated[list[_WireReply], FailFast()])
 
-M = TypeVar("M")
+M = TypeVar("M", bound=Command | Reply)
+W = TypeVar("W", _WireCommand, _WireReply)
 
 
 def command_id(
@@ -157,6 +213,11 @@ def commands_channel(namespace: str, queue: str) -> str:
 def replies_channel(namespace: str) -> str:
     """Name of the channel that carries replies to the coordinators of a namespace."""
     return f"saga.{namespace}.replies"
+
+
+def is_ours(channel: str) -> bool:
+    """Whether commands or replies travel on the channel; topics of domain events have other names."""
+    return channel.startswith("saga.")
 
 
 def parking_channel(channel: str) -> str:
@@ -248,46 +309,166 @@ def packs(envelopes: Iterable[bytes], *, count_max: int, body_bytes_max: int) ->
 
 
 def decode_commands(body: bytes) -> Sequence[Command]:
-    """Return the commands in a body, each with `data` as parsed JSON. Raises MessageInvalid, never a partial list.
+    """Return the commands in a body, one at least, each with `data` as parsed JSON.
 
-    To park one bad command alone, `split` the body and decode its parts one by one.
+    Raises MessageInvalid, never a partial list: `apart` tells the good envelopes of a body from the bad.
     """
-    return _decode(body, _command, _commands)
+    return _decode(body, _command, _commands, COMMAND_BYTES_MAX)
 
 
 def decode_replies(body: bytes) -> Sequence[Reply]:
-    """Return the replies in a body. Raises MessageInvalid, never a partial list."""
-    return _decode(body, _reply, _replies)
+    """Return the replies in a body, one at least. Raises MessageInvalid, never a partial list."""
+    return _decode(body, _reply, _replies, REPLY_BYTES_MAX)
 
 
-def _decode(body: bytes, one: TypeAdapter[M], many: TypeAdapter[list[M]]) -> list[M]:
+def apart(
+    body: bytes, decode: Callable[[bytes], Sequence[M]]
+) -> Iterator[tuple[bytes, M | None, MessageInvalid | None]]:
+    """Take a body apart that does not decode as a whole: its envelopes as they came, each with its message or error.
+
+    What has no envelopes that could be told from each other is one part, the body, with its error.
+    """
     try:
-        if b"NaN" in body or b"Infinity" in body:
-            from_json(body, allow_inf_nan=False)  # the parser below takes these words for numbers (PYD-1)
-        return many.validate_json(body) if body.lstrip()[:1] == b"[" else [one.validate_json(body)]
-    except ValidationError as error:
-        raise MessageInvalid(field_paths(error)) from None
-    except ValueError:
-        raise MessageInvalid("The body is not JSON: NaN and Infinity are no JSON values.") from None
-
-
-def field_paths(error: ValidationError) -> str:
-    """Return where and how a payload is wrong, never what it held (PYD-4)."""
-    found = error.errors(include_input=False, include_context=False, include_url=False)
-    return "; ".join(f"{'.'.join(map(str, each['loc'])) or 'body'}: {each['type']}" for each in found[:5])
+        parts = split(body)
+    except MessageInvalid as error:
+        yield body, None, error
+        return
+    for part in parts:
+        try:
+            messages = decode(part)
+            if len(messages) != 1:
+                raise MessageInvalid("A batch within a batch.")
+        except MessageInvalid as error:
+            yield part, None, error
+        else:
+            yield part, messages[0], None
 
 
 def split(body: bytes) -> list[bytes]:
-    """Return the envelopes of a body one by one, re-encoded, so that a bad one can be parked alone.
+    """Return the envelopes of a body one by one, byte for byte as they came.
 
-    Raises MessageInvalid if the body as a whole is no JSON object or array.
+    Raises MessageInvalid if the body is no JSON, or no batch within its limits.
     """
+    if len(body) > COMMAND_BYTES_MAX:
+        raise _too_large(body, COMMAND_BYTES_MAX)
     try:
-        parsed = from_json(body, allow_inf_nan=False)
-    except ValueError:
-        raise MessageInvalid("The body is not JSON.") from None
-    if isinstance(parsed, dict):
-        return [body]
-    if not isinstance(parsed, list):
-        raise MessageInvalid("The body is neither a JSON object nor an array of objects.")
-    return [to_json(part) for part in parsed]
+        parts = list(islice(_envelopes(body.decode()), PACK_COUNT_MAX + 1))
+    except (ValueError, IndexError, RecursionError):
+        raise MessageInvalid(NOT_JSON) from None
+    if not 1 <= len(parts) <= PACK_COUNT_MAX:
+        raise _miscounted(len(parts))
+    return parts
+
+
+def _envelopes(text: str) -> Iterator[bytes]:
+    place = _after_space(text, 0)
+    if text[place] != "[":
+        yield text.encode()
+        return
+    start = _after_space(text, place + 1)
+    if text[start] == "]":
+        place = start
+    while text[place] != "]":
+        start = _after_space(text, place + 1)
+        _, end = _scanner.raw_decode(text, start)
+        yield text[start:end].encode()
+        place = _after_space(text, end)
+        if text[place] not in ",]":
+            raise ValueError
+    if _after_space(text, place + 1) != len(text):
+        raise ValueError
+
+
+def field_paths(error: ValidationError, names: Collection[str]) -> str:
+    """Return where and how a payload is wrong, never what it held (PYD-4).
+
+    `names` are the declared ones: any other key is data of the sender's, and stands as `*`.
+    """
+    found = error.errors(include_input=False, include_context=False, include_url=False)
+    return "; ".join(f"{_path(each['loc'], names) or 'body'}: {each['type']}" for each in found[:5])
+
+
+def _path(location: Iterable[str | int], names: Collection[str]) -> str:
+    return ".".join(str(part) if isinstance(part, int) or part in names else "*" for part in location)
+
+
+# --- the doors --------------------------------------------------------------------------------
+
+NOT_JSON: Final = "body: json_invalid"
+_LOOKED_INTO: Final = frozenset({dict, list, float})
+_scanner: Final = json.JSONDecoder()
+_space: Final = re.compile(r"[ \t\n\r]*")
+_attributes: Final = frozenset(each.name for kind in (_WireCommand, _WireReply) for each in fields(kind))
+
+
+def _decode(body: bytes, one: TypeAdapter[W], many: TypeAdapter[list[W]], bytes_max: int) -> list[W]:
+    if len(body) > bytes_max:
+        raise _too_large(body, bytes_max)
+    try:
+        messages = many.validate_json(body) if body.lstrip()[:1] == b"[" else [one.validate_json(body)]
+    except ValidationError as error:
+        raise MessageInvalid(field_paths(error, _attributes)) from None
+    if not 1 <= len(messages) <= PACK_COUNT_MAX:
+        raise _miscounted(len(messages))
+    names = sum([message.names() for message in messages]) + _names([message.data for message in messages])
+    # Every name in the body has its colon. If there are no more of them than names that were found, then no name stood
+    # twice in one object; else a colon may have been in a text, and only a second reading can tell.
+    if body.count(b":") != names:
+        _read_names(body)
+    return messages
+
+
+def _names(values: Iterable[Any]) -> int:
+    """Return how many names the objects in payloads have, level by level, so that all of a pack is one pass.
+
+    Raises MessageInvalid for data that is nested deeper than an envelope may be, and for what JSON has no number for.
+    """
+    names = 0
+    level: list[Any] = [value for value in values if value.__class__ in _LOOKED_INTO]
+    for _ in range(DEPTH_MAX - 1):
+        below: list[Any] = []
+        for value in level:
+            if value.__class__ is dict:
+                names += len(value)
+                value = value.values()
+            elif value.__class__ is float:
+                if not isfinite(value):
+                    raise MessageInvalid("data: finite_number")
+                continue
+            below += [inner for inner in value if inner.__class__ in _LOOKED_INTO]
+        if not below:
+            return names
+        level = below
+    if any(value.__class__ is not float for value in level):
+        raise MessageInvalid(f"data: deeper than {DEPTH_MAX} objects and arrays within each other")
+    return names
+
+
+def _read_names(body: bytes) -> None:
+    """Raise MessageInvalid if a name stands twice in one object, or where the first reading took NaN for a number."""
+    try:
+        json.loads(body, object_pairs_hook=_each_once, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise MessageInvalid(NOT_JSON) from None
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> None:
+    if len(pairs) != len(dict(pairs)):
+        raise MessageInvalid("A name stands twice in one object.")
+
+
+def _no_constant(word: str) -> None:
+    raise ValueError
+
+
+def _after_space(text: str, place: int) -> int:
+    found = _space.match(text, place)
+    return place if found is None else found.end()
+
+
+def _too_large(body: bytes, bytes_max: int) -> MessageInvalid:
+    return MessageInvalid(f"The body has {len(body)} bytes, the limit is {bytes_max}.")
+
+
+def _miscounted(count: int) -> MessageInvalid:
+    return MessageInvalid(f"A batch has 1 to {PACK_COUNT_MAX} envelopes, this one has {count or 'none'}.")

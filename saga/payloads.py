@@ -23,7 +23,7 @@ from pydantic import (
     ValidationError,
     create_model,
 )
-from pydantic_core import from_json, to_json
+from pydantic_core import SchemaValidator, core_schema, from_json, to_json
 
 from saga.errors import DefinitionError, PayloadInvalid, PayloadTooLarge
 from saga.messages import BODY_BYTES_MAX, field_paths
@@ -40,6 +40,9 @@ class Codec(Generic[T]):
 
     type: Any
     adapter: TypeAdapter[T]
+    validator: SchemaValidator
+    names: frozenset[str]
+    """Names of all declared fields, nested ones included: what a message to people may say of a payload."""
 
     def encode(self, value: T, *, what: str = "payload") -> bytes:
         """Return `value` as JSON bytes.
@@ -56,11 +59,22 @@ class Codec(Generic[T]):
         return raw
 
     def decode(self, raw: bytes, *, what: str = "payload") -> T:
-        """Return the value in `raw`. Raises PayloadInvalid with the field path, never with the value."""
+        """Return the value in `raw`.
+
+        Raises PayloadInvalid with the field path, never with the value: for any other type (nothing is converted), an
+        unknown field, NaN or infinity, and for a decimal that is written as a float, which has lost digits already.
+        """
+        if len(raw) > BODY_BYTES_MAX:
+            raise PayloadInvalid(f"The {what} has {len(raw)} bytes, the limit is {BODY_BYTES_MAX}.")
         try:
-            return self.adapter.validate_json(raw, strict=True, extra="forbid", by_alias=False, by_name=True)
+            value: T = self.validator.validate_json(
+                raw, strict=True, extra="forbid", by_alias=False, by_name=True
+            )
         except ValidationError as error:
-            raise PayloadInvalid(f"The {what} is not a {self.name}: {field_paths(error)}") from None
+            raise PayloadInvalid(
+                f"The {what} is not a {self.name}: {field_paths(error, self.names)}"
+            ) from None
+        return value
 
     @property
     def name(self) -> str:
@@ -120,10 +134,10 @@ def codec(type_: Any, *, what: str) -> Codec[Any]:
     if known is not None:
         return known
     try:
-        made: Codec[Any] = Codec(type_, TypeAdapter(type_))
-        one_way = _fields(made.schema()) ^ _fields(
-            made.adapter.json_schema(mode="validation", by_alias=False)
-        )
+        adapter: TypeAdapter[Any] = TypeAdapter(type_)
+        written = _fields(adapter.json_schema(mode="serialization", by_alias=False))
+        one_way = written ^ _fields(adapter.json_schema(mode="validation", by_alias=False))
+        made: Codec[Any] = Codec(type_, adapter, _validator(adapter), frozenset(written))
     except (PydanticUserError, ValueError, TypeError, NameError) as error:
         raise DefinitionError(
             f"{what}: {type_!r} cannot be a payload ({type(error).__name__}). "
@@ -137,6 +151,34 @@ def codec(type_: Any, *, what: str) -> Codec[Any]:
     with suppress(TypeError):
         _codecs[type_] = made
     return made
+
+
+def _validator(adapter: TypeAdapter[Any]) -> Any:
+    """Return the adapter's validator, with one that refuses floats in the place of each decimal's (PYD-2)."""
+    exact = _without_floats(adapter.core_schema)
+    if exact is adapter.core_schema:
+        return adapter.validator
+    # without it each model within would bring the validator that its class has already
+    return SchemaValidator(exact, _use_prebuilt=False)
+
+
+def _without_floats(schema: Any) -> Any:
+    """Return a core schema whose decimals take no JSON float; the same object if there is none in it."""
+    if isinstance(schema, list):
+        items = [_without_floats(each) for each in schema]
+        return items if any(new is not old for new, old in zip(items, schema, strict=True)) else schema
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("type") == "decimal":
+        # decided by a discriminator, which looks at the value and leaves it JSON: a strict decimal takes no Python text
+        return core_schema.tagged_union_schema(
+            {"decimal": schema},
+            lambda value: None if isinstance(value, float) else "decimal",
+            custom_error_type="decimal_float",
+            custom_error_message="A decimal is written as a text or an integer",
+        )
+    parts = {key: _without_floats(each) for key, each in schema.items()}
+    return parts if any(new is not schema[key] for key, new in parts.items()) else schema
 
 
 def _fields(schema: JsonValue) -> set[str]:

@@ -19,7 +19,7 @@ import devservices
 from devservices import LocalPostgres, LocalRabbitMq, Origin, Postgres, RabbitMq, Service, Unavailable
 from tests.proxy import Proxy, ProxyFactory
 
-pytest_plugins = ["pytester", "tests.plugins.features"]
+pytest_plugins = ["pytester", "tests.plugins.canary", "tests.plugins.features"]
 
 _S = TypeVar("_S", bound=Service)
 _K = TypeVar("_K", Postgres, RabbitMq)

@@ -55,9 +55,19 @@ DUE: Final[dict[str, tuple[str, ...]]] = {
     "G-10": (POSTGRES_RABBITMQ,),  # a proxy cuts connections at COMMIT; SQLite has no connection to cut
     # Using it
     "I-01": STACKS,
+    "I-06": (SQLITE,),  # an environment owns its time, so its database is SQLite on every stack
     "I-07": PURE,  # programs that type checkers refuse
     "I-11": STACKS,
+    # Operations
+    "H-13": STACKS,
+    "I-08": PURE,
+    # Security
+    "L-01": STACKS,
+    "L-02": STACKS,
+    "L-11": STACKS,
+    "L-10": STACKS,
     # Scale and cost
+    "K-01": STACKS,
     "K-04": (POSTGRES_RABBITMQ,),  # several processes need a database and a broker between them
     "K-05": STACKS,
 }

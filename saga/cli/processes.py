@@ -18,8 +18,8 @@ from typing import Annotated, Any, Final, NoReturn, Protocol, cast
 
 import typer
 
-from saga import failpoints
-from saga.cli import collector
+from saga import failpoints, settings
+from saga.cli import collector, health
 from saga.cli.errors import FINDING, told
 
 log: Final[logging.Logger] = logging.getLogger("saga.cli")
@@ -48,22 +48,42 @@ AppArgument = Annotated[
     typer.Argument(metavar="MODULE:APP", help="where the app is, e.g. shop.sagas:app", show_default=False),
 ]
 GraceOption = Annotated[
-    float,
+    float | None,
     typer.Option("--grace", min=0.0, metavar="SECONDS", help="time to finish work after the first signal"),
 ]
-LevelOption = Annotated[
-    str, typer.Option("--log-level", envvar="SAGA_LOG_LEVEL", help=f"one of {', '.join(LEVELS)}")
+LevelOption = Annotated[str | None, typer.Option("--log-level", help=f"one of {', '.join(LEVELS)}")]
+
+
+HealthOption = Annotated[
+    str | None,
+    typer.Option(
+        "--health",
+        envvar="SAGA_HEALTH",
+        metavar="FILE|PORT",
+        help="tell probes: a file that is there while ready, or GET /live and /ready",
+        show_default=False,
+    ),
 ]
 
 
-def coordinator(app: AppArgument, grace: GraceOption = 30.0, log_level: LevelOption = "info") -> None:
+def coordinator(
+    app: AppArgument,
+    grace: GraceOption = None,
+    log_level: LevelOption = None,
+    probes: HealthOption = None,
+) -> None:
     """Run the app's coordinator: it receives replies, decides, sends commands and serves timers."""
-    _run(app, "run_coordinator", grace, log_level)
+    _run(app, "run_coordinator", grace, log_level, probes)
 
 
-def participant(app: AppArgument, grace: GraceOption = 30.0, log_level: LevelOption = "info") -> None:
+def participant(
+    app: AppArgument,
+    grace: GraceOption = None,
+    log_level: LevelOption = None,
+    probes: HealthOption = None,
+) -> None:
     """Run the app's participants: they take commands, run activities and reply."""
-    _run(app, "run_participant", grace, log_level)
+    _run(app, "run_participant", grace, log_level, probes)
 
 
 def load(place: str) -> Any:
@@ -77,6 +97,7 @@ def load(place: str) -> Any:
     if (here := os.getcwd()) not in sys.path:
         sys.path.insert(0, here)
     try:
+        # lint: allow unsafe-import because the operator names it on the command line
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         # A module that is missing further down is the app's own problem and keeps its traceback.
@@ -90,7 +111,12 @@ def load(place: str) -> Any:
     return found
 
 
-def _run(place: str, role: str, grace_seconds: float, log_level: str) -> None:
+def _run(
+    place: str, role: str, grace_seconds: float | None, log_level: str | None, probed: str | None
+) -> None:
+    with told():
+        known = settings.load()
+    log_level = log_level or known.log_level
     if log_level.lower() not in LEVELS:
         raise typer.BadParameter(f"{log_level!r} is none of {', '.join(LEVELS)}", param_hint="--log-level")
     logging.basicConfig(
@@ -105,10 +131,15 @@ def _run(place: str, role: str, grace_seconds: float, log_level: str) -> None:
         if not callable(getattr(app, role, None)):
             raise typer.BadParameter(f"{place!r} is not an app: it cannot {role.replace('_', ' a ')}")
         collector.spare()
-        asyncio.run(_serve(cast(Role, getattr(app, role)), timedelta(seconds=grace_seconds)))
+        grace = (
+            getattr(app, "settings", known).grace
+            if grace_seconds is None
+            else timedelta(seconds=grace_seconds)
+        )
+        asyncio.run(_serve(cast(Role, getattr(app, role)), grace, probed, getattr(app, "health", None)))
 
 
-async def _serve(role: Role, grace: timedelta) -> None:
+async def _serve(role: Role, grace: timedelta, probed: str | None, asked: health.Ask | None) -> None:
     """Run a role until it returns by itself or a signal asks it to; never longer than the grace after that."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
 
@@ -121,7 +152,11 @@ async def _serve(role: Role, grace: timedelta) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ask, number)
-    await role(stop, grace)
+    if asked is None:
+        await role(stop, grace)
+        return
+    async with health.told(probed, asked):
+        await role(stop, grace)
 
 
 def _leave(why: str, status: int) -> NoReturn:

@@ -17,6 +17,7 @@ from uuid import UUID
 
 from pydantic_core import to_json
 
+from saga import statelog
 from saga.batcher import BESIDE_MIN, Batcher, Lane
 from saga.brokers.base import Broker, Channel, Consumer, Delivery
 from saga.clock import Clock, Ids, Spawner
@@ -29,12 +30,12 @@ from saga.failpoints import failpoint
 from saga.messages import (
     CONTENT_TYPE,
     Reply,
+    apart,
     commands_channel,
     decode_replies,
     encode_reply,
     parking_channel,
     replies_channel,
-    split,
 )
 from saga.outbox.parking import Parking, parked_row
 from saga.outbox.publisher import CommandPublisher
@@ -45,13 +46,13 @@ log: Final[logging.Logger] = logging.getLogger("saga.coordinator")
 
 BATCH: Final = 256
 PREFETCH: Final = 256
+PARK_BATCH: Final = 64
 DUE_BATCH: Final = 200
 POLL_SECONDS: Final = 1.0
 MORE_SECONDS: Final = 0.05
 PENDING_SECONDS: Final = 5.0
 POISON_SECONDS: Final = 60.0
 RETRY_SECONDS_MAX: Final = 5.0
-NUMBER_MAX: Final = 2**31 - 1
 
 
 class Coordinator:
@@ -93,6 +94,9 @@ class Coordinator:
             workers=store.writers,
             beside_min=BESIDE_MIN,
             lane=self._lane,
+        )
+        self._parked: Batcher[tuple[ParkedRow, Callable[[], None]]] = Batcher(
+            self._park, batch_max=PARK_BATCH, spawner=spawner, name="saga-parking"
         )
         self._consumer: Consumer | None = None
         self._loops: list[asyncio.Task[None]] = []
@@ -159,6 +163,7 @@ class Coordinator:
         if self._loops:
             await asyncio.wait(self._loops)
         await self._arrivals.join()
+        await self._parked.join()
 
     async def _wake_all(self) -> None:
         """A broker that forgets was restarted with us: every outstanding command is due at once."""
@@ -183,14 +188,16 @@ class Coordinator:
         while deliveries := await consumer.receive():
             for delivery in deliveries:
                 try:
-                    replies: Sequence[Reply] = decode_replies(delivery.body)
-                    self._take(consumer, delivery, replies)
+                    self._take(consumer, delivery, decode_replies(delivery.body))
                 except MessageInvalid:
-                    await self._sort_out(consumer, delivery)
+                    self._sort_out(consumer, delivery)
 
-    def _take(self, consumer: Consumer, delivery: Delivery, replies: Sequence[Reply]) -> None:
+    def _take(
+        self, consumer: Consumer, delivery: Delivery, replies: Sequence[Reply], bad: Sequence[ParkedRow] = ()
+    ) -> None:
+        """Take a delivery in: it is acked when its replies are committed and what is bad in it is parked."""
         failpoint("C5")  # delivered, nothing written: it comes again
-        left = len(replies)
+        left = len(replies) + len(bad)
 
         def done() -> None:
             nonlocal left
@@ -199,48 +206,43 @@ class Coordinator:
                 self._done.append((consumer, delivery))
 
         arrivals = [ReplyArrival(self._run_of(reply), reply, done) for reply in replies]
-        if not arrivals:
-            raise MessageInvalid("A batch without a reply.")
         now = self._clock.monotonic()
         for queue, count in Counter(self._queues.get((r.saga, r.step), "") for r in replies).items():
             self._budget.answered(queue, count, now)
         self._arrivals.offer_all(arrivals)
+        self._parked.offer_all((row, done) for row in bad)
 
     def _run_of(self, reply: Reply) -> UUID:
         """Return the run that a reply is for. Raises MessageInvalid if it cannot be one of this namespace."""
         if reply.namespace != self._namespace:
-            raise MessageInvalid("A reply of another namespace.")
-        if "\0" in reply.step or "\0" in reply.commandid:
-            raise MessageInvalid("A name with a NUL is none of ours, and no database keeps it.")
-        numbers = (reply.attempt, reply.iteration, reply.round)
-        if min(numbers) < 0 or max(numbers) > NUMBER_MAX:
-            raise MessageInvalid(f"A number is not from 0 to {NUMBER_MAX}.")
+            raise MessageInvalid("A reply of another namespace.", reason="foreign_namespace")
         try:
             return parse_uuid(reply.runid)
         except ValueError:
-            raise MessageInvalid("runid is no UUID.") from None
+            raise MessageInvalid("runid: no UUID.") from None
 
-    async def _sort_out(self, consumer: Consumer, delivery: Delivery) -> None:
-        """Park what is bad in a delivery, take the rest, and ack it when both are done."""
-        try:
-            parts = split(delivery.body)
-        except MessageInvalid:
-            parts = [delivery.body]
+    def _replies(self, body: bytes) -> Sequence[Reply]:
+        replies = decode_replies(body)
+        for reply in replies:
+            self._run_of(reply)
+        return replies
+
+    def _sort_out(self, consumer: Consumer, delivery: Delivery) -> None:
+        """Tell what is bad in a delivery from the rest."""
         good: list[Reply] = []
         bad: list[ParkedRow] = []
-        for part in parts:
-            try:
-                reply = decode_replies(part)[0]
-                self._run_of(reply)
+        for part, reply, error in apart(delivery.body, self._replies):
+            if reply is not None:
                 good.append(reply)
-            except MessageInvalid:
-                bad.append(parked_row(delivery, "undecodable", body=part))
-        if bad:
-            await self._parking.park(bad)
-        if good:
-            self._take(consumer, delivery, good)
-        else:
-            consumer.ack([delivery])
+            if error is not None:
+                bad.append(parked_row(delivery, error.reason, body=part, kind=error.text, detail=error.text))
+        self._take(consumer, delivery, good, bad)
+
+    async def _park(self, items: Sequence[tuple[ParkedRow, Callable[[], None]]]) -> None:
+        await self._parking.park([row for row, _ in items])
+        for _, done in items:
+            done()
+        self._ack_done()
 
     # --- advancing ----------------------------------------------------------------------------
 
@@ -304,13 +306,18 @@ class Coordinator:
         for window in sorted(work.windows):
             # T2 T3 K1 K2 K3: committed; what follows is in the outbox, the replies are not acked
             failpoint(window)
-        if work.unknown:
-            await self._parking.park([_unknown(self._namespace, each.reply) for each in work.unknown])
+        if work.unknown or work.contrary:
+            await self._parking.park(
+                [_refused(self._namespace, each.reply, "unknown_run") for each in work.unknown]
+                + [_refused(self._namespace, each.reply, "contrary_ids") for each in work.contrary]
+            )
         self._publisher.publish(rows)
         for arrival in arrivals:
             if isinstance(arrival, ReplyArrival) and arrival.run_id not in lost:
                 arrival.done()
         self._ack_done()
+        if work.state_changes:
+            statelog.tell(self._namespace, work.state_changes, lost)
         closed = [run for run in work.closed if run.run_id not in lost] if lost else work.closed
         if closed:
             self._on_closed(closed)
@@ -388,20 +395,26 @@ class Coordinator:
             if id_ not in self._held_back:
                 # applied once a minute at most: what made it fail may have been mended meanwhile
                 self._held_back[id_] = now + POISON_SECONDS
-                reply = decode_replies(body)[0]
-                self._arrivals.offer(ReplyArrival(UUID(reply.runid), reply, _nothing, pending_id=id_))
+                try:
+                    (reply,) = self._replies(body)
+                except (
+                    MessageInvalid
+                ):  # another release kept what this one would not take; it stays for that one
+                    log.error("the reply %d that is kept beside its instance cannot be read", id_)
+                    continue
+                self._arrivals.offer(ReplyArrival(self._run_of(reply), reply, _nothing, pending_id=id_))
 
 
 def _nothing() -> None:
     """A stored reply has no delivery to ack."""
 
 
-def _unknown(namespace: str, reply: Reply) -> ParkedRow:
+def _refused(namespace: str, reply: Reply, reason: str) -> ParkedRow:
     channel = replies_channel(namespace)
     return ParkedRow(
         channel,
-        "unknown_run",
-        f"unknown_run:{reply.saga}",
+        reason,
+        f"{reason}:{reply.saga}",
         CONTENT_TYPE,
         {},
         encode_reply(reply, to_json(reply.data)),

@@ -17,21 +17,28 @@ from saga.messages import parking_channel
 from saga.storage.base import ParkedRow, ParkingStore
 
 REASON_HEADER: Final = "saga-parked-reason"
+DETAIL_HEADER: Final = "saga-parked-detail"
+"""Which attribute or field is wrong and how, never its value; kept beside the sender's headers."""
 FINGERPRINT_HEADER: Final = "saga-parked-fingerprint"
 PAUSE_SECONDS: Final = 0.2
 PAUSE_SECONDS_MAX: Final = 10.0
 log: Final[logging.Logger] = logging.getLogger("saga.parking")
 
 
-def parked_row(delivery: Delivery, reason: str, *, body: bytes | None = None, kind: str = "") -> ParkedRow:
-    """Return the row for a delivery, or for one envelope of it. `kind` tells apart what has the same reason."""
+def parked_row(
+    delivery: Delivery, reason: str, *, body: bytes | None = None, kind: str = "", detail: str = ""
+) -> ParkedRow:
+    """Return the row for a delivery, or for one envelope of it.
+
+    `kind` tells apart what has the same reason; `detail` says more to whoever reads it.
+    """
     text = f"{delivery.channel}\n{reason}\n{kind}"
     return ParkedRow(
         channel=delivery.channel,
         reason=reason,
         fingerprint=hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16],
         content_type=delivery.content_type,
-        headers=delivery.headers,
+        headers={**delivery.headers, DETAIL_HEADER: detail} if detail else delivery.headers,
         body=delivery.body if body is None else body,
     )
 

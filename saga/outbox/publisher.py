@@ -17,7 +17,7 @@ from saga.brokers.base import Broker, OutMessage, PublishOutcome
 from saga.clock import Clock, Spawner
 from saga.errors import SagaError
 from saga.failpoints import failpoint
-from saga.messages import BODY_BYTES_MAX, PACK_COUNT_MAX, pack, packs
+from saga.messages import BODY_BYTES_MAX, PACK_COUNT_MAX, is_ours, pack, packs
 from saga.storage.base import OutboxStore, StoredRow
 
 log: Final[logging.Logger] = logging.getLogger("saga.outbox")
@@ -36,7 +36,9 @@ def pack_rows(rows: Sequence[StoredRow], broker: Broker) -> list[tuple[OutMessag
         by_channel.setdefault(row.channel, []).append(row)
     packed = []
     for channel, mine in by_channel.items():
-        for group in packs([row.body for row in mine], count_max=count_max, body_bytes_max=bytes_max):
+        # only our own readers know packs: whoever reads a domain event gets it alone
+        together_max = count_max if is_ours(channel) else 1
+        for group in packs([row.body for row in mine], count_max=together_max, body_bytes_max=bytes_max):
             together = [mine[index] for index in group]
             body, content_type = pack([row.body for row in together])
             packed.append((OutMessage(channel, body, content_type, together[0].ordering_key), together))

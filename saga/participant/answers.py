@@ -15,7 +15,7 @@
 | was not called: nobody has it here               | failed  | retried (`unknown_activity`) |
 
 Whether a retry comes is the coordinator's schedule; "not retried" ends it. Texts of exceptions are data of the
-reply: kept as payload, never logged.
+reply: kept as payload, never logged. Class, our code, file and line stand everywhere else (L-11).
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ from typing import Any, Final, NamedTuple
 
 from pydantic_core import PydanticSerializationError, to_json
 
-from saga.errors import PayloadInvalid, PayloadTooLarge
-from saga.messages import BODY_BYTES_MAX, NULL, Outcome
+from saga import messages
+from saga.errors import PayloadInvalid, PayloadTooLarge, SagaError
+from saga.messages import BODY_BYTES_MAX, NULL, Command, Outcome
 from saga.outcomes import Refused, RetryAfter
+from saga.participant.places import place
+from saga.statelog import about
 
 TEXT_BYTES_MAX: Final = 4 * 1024
 FRAMES_MAX: Final = 20
@@ -67,7 +70,7 @@ POISON: Final = failed("poison")
 UNKNOWN_ACTIVITY: Final = failed("unknown_activity")
 # A participant without a database keeps no barrier, so it cannot promise that the action never ran or never will: the
 # pivot stays unknown, visibly (E-05).
-NO_BARRIER: Final = failed("no_barrier")
+NO_BARRIER: Final = failed(messages.NO_BARRIER)
 UNDONE: Final = Answer(DONE)
 EMPTY: Final = Answer(NOTHING_TO_UNDO)
 HANGING: Final = Answer(REFUSED, to_json({"code": CANCELLED, "details": None}))
@@ -96,18 +99,24 @@ def refused(refusal: Refused, handler: str) -> Answer:
     return Answer(REFUSED, data)
 
 
-def raised(error: BaseException, non_retryable: Sequence[type[BaseException]], handler: str) -> Answer:
-    """Return the answer to what a handler raised: the table above."""
+def raised(
+    error: BaseException, non_retryable: Sequence[type[BaseException]], handler: str, command: Command
+) -> Answer:
+    """Return the answer to what a handler raised, by the table above, and log a failure."""
     if isinstance(error, Refused):
         return refused(error, handler)
     retry_after_ms = None
     if isinstance(error, RetryAfter):
         retry_after_ms = max(0, int(error.delay.total_seconds() * 1000))
     final = isinstance(error, (*non_retryable, PayloadInvalid, PayloadTooLarge))
+    name, at = type(error).__name__, place(error)
+    log.info("%s failed with %s at %s", handler, name, at or "no place of its own", extra=about(command))
     return failed(
-        type(error).__name__,
+        name,
         retryable=not final,
         retry_after_ms=retry_after_ms,
+        code=error.code if isinstance(error, SagaError) else "",
+        at=at,
         message=_chain(error),
         traceback=_trace(error),
     )

@@ -15,7 +15,7 @@ from saga.batcher import Batcher
 from saga.brokers.base import Consumer, Delivery
 from saga.clock import Clock, Spawner
 from saga.errors import MessageInvalid
-from saga.messages import Command, Direction, decode_commands, split
+from saga.messages import FENCES, Command, Direction, apart, decode_commands, replies_channel, split
 from saga.outbox.parking import Parking, parked_row
 from saga.participant.answers import UNKNOWN_ACTIVITY, Answer
 from saga.participant.attempts import Attempt, Held
@@ -23,7 +23,6 @@ from saga.participant.replies import Acks
 from saga.participant.served import Served, Table
 from saga.storage.base import BarrierKey, ParkedRow
 
-INTEGER_MAX: Final = 2**31 - 1
 NO_KEY: Final = BarrierKey(UUID(int=0), "", 0, 0, "")
 """Of attempts in a participant without a database, which has no barrier to name."""
 log: Final[logging.Logger] = logging.getLogger("saga.participant")
@@ -46,6 +45,7 @@ class Intake:
         counts: Counter[str],
     ) -> None:
         self._namespace = namespace
+        self._replies = replies_channel(namespace)
         self._stateless = stateless
         self._fence = fence
         self._add = add
@@ -67,10 +67,6 @@ class Intake:
             self._take_apart(table, consumer, delivery)
             return
         held = Held(consumer, delivery, len(commands))
-        if not commands:
-            held.left = 1
-            self._refuse(held, "message_invalid", None)
-            return
         received = self._clock.monotonic()
         for command in commands:
             self._accept(table, command, held, received)
@@ -88,24 +84,27 @@ class Intake:
     # --- one command
 
     def _accept(self, table: Table, command: Command, held: Held, received: float) -> None:
+        if command.namespace != self._namespace or command.replyto != self._replies:
+            # a reply that no queue takes would be published again without end, and its delivery held as long
+            self._refuse(held, "foreign_namespace", command)
+            return
         known = self.open.get(command.commandid)
         if known is not None and known.joins(command):
             known.join(command, held)
             self._counts["joined"] += 1
             return
-        if command.namespace != self._namespace:
-            self._refuse(held, "foreign_namespace", command)
-            return
         served = (
-            self._fence if command.direction == "fence" else table.get((command.activity, command.direction))
+            self._fence if command.direction in FENCES else table.get((command.activity, command.direction))
         )
         key = NO_KEY if self._stateless else barrier_key(command)
         if key is None:
             self._refuse(held, "message_invalid", command)
             return
         attempt = Attempt(command, served or self._fence, held, received, key)
-        if command.direction != "forward" and not self._stateless:
-            attempt.forward_key = BarrierKey(
+        if command.direction == "close":
+            attempt.closes = key._replace(direction=Direction.COMPENSATE.value)
+        elif command.direction != "forward" and not self._stateless:
+            attempt.closes = BarrierKey(
                 key.run_id,
                 command.step,
                 command.forwarditeration,
@@ -128,28 +127,26 @@ class Intake:
     # --- what is not ours
 
     def _take_apart(self, table: Table, consumer: Consumer, delivery: Delivery) -> None:
-        try:
-            bodies = split(delivery.body)
-        except MessageInvalid:
-            bodies = []
-        held = Held(consumer, delivery, len(bodies) or 1)
-        if not bodies:
-            self._refuse(held, "message_invalid", None)
+        parts = list(apart(delivery.body, decode_commands))
+        held = Held(consumer, delivery, len(parts))
         received = self._clock.monotonic()
-        for body in bodies:
-            try:
-                (command,) = decode_commands(body)
-            except (MessageInvalid, ValueError):
-                self._refuse(held, "message_invalid", None, body)
-            else:
+        for body, command, error in parts:
+            if command is not None:
                 self._accept(table, command, held, received)
+            if error is not None:
+                self._give_up(
+                    held, parked_row(delivery, error.reason, body=body, kind=error.text, detail=error.text)
+                )
 
-    def _refuse(self, held: Held, reason: str, command: Command | None, body: bytes | None = None) -> None:
+    def _refuse(self, held: Held, reason: str, command: Command) -> None:
+        kind = f"{command.activity}:{command.direction}"
+        self._give_up(
+            held, parked_row(held.delivery, reason, body=envelope(held.delivery, command), kind=kind)
+        )
+
+    def _give_up(self, held: Held, row: ParkedRow) -> None:
         self._counts["parked"] += 1
-        kind = "" if command is None else f"{command.activity}:{command.direction}"
-        if body is None and command is not None:
-            body = envelope(held.delivery, command)
-        self._parked.offer((parked_row(held.delivery, reason, body=body, kind=kind), held))
+        self._parked.offer((row, held))
 
     async def _park(self, items: Sequence[tuple[ParkedRow, Held]]) -> None:
         await self._parking.park([row for row, _ in items])
@@ -161,7 +158,7 @@ class Intake:
 
 def envelope(delivery: Delivery, command: Command) -> bytes:
     """Return the bytes of one command of a delivery: the body itself unless it is a pack."""
-    if delivery.body[:1] != b"[":
+    if delivery.body.lstrip()[:1] != b"[":
         return delivery.body
     for body in split(delivery.body):
         if any(each.id == command.id and each.commandid == command.commandid for each in _decoded(body)):
@@ -181,8 +178,5 @@ def barrier_key(command: Command) -> BarrierKey | None:
     try:
         run_id = UUID(command.runid)
     except ValueError:
-        return None
-    numbers = (command.iteration, command.round, command.forwarditeration, command.forwardround)
-    if not all(0 <= number <= INTEGER_MAX for number in numbers) or "\x00" in command.step:
         return None
     return BarrierKey(run_id, command.step, command.iteration, command.round, command.direction)

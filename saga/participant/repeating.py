@@ -17,6 +17,7 @@ from saga.outcomes import Refused
 from saga.participant import answers
 from saga.participant.attempts import Attempt
 from saga.participant.settling import REPEATS_MAX, CallFailed, InvalidOutput, Settling
+from saga.statelog import about
 from saga.storage.base import LOST, OTHER
 
 Once = Callable[[list[Attempt], bool, float], Awaitable[list[Attempt]]]
@@ -94,13 +95,11 @@ class _Part:
         if isinstance(failed, InvalidOutput):
             await settling.fail([(attempt, failed.answer)])
         elif failed.expired or error is None:
-            log.warning("%s did not end within its start_to_close", served.name)
+            log.warning("%s did not end within its start_to_close", served.name, extra=about(attempt.command))
             await settling.fail([(attempt, answers.TIMEOUT)])
         elif isinstance(error, Refused):
             await settling.refuse(attempt, error)
         else:
-            log.info(
-                "%s failed with %s (command %s)", served.name, type(error).__name__, attempt.command.commandid
-            )
-            await settling.fail([(attempt, answers.raised(error, served.non_retryable, served.name))])
+            answer = answers.raised(error, served.non_retryable, served.name, attempt.command)
+            await settling.fail([(attempt, answer)])
         return []

@@ -71,7 +71,8 @@ class StatelessRuns:
         if phase is EXPIRED:
             self._answer(attempt, answers.TIMEOUT)
         elif ended.error is not None:
-            self._answer(attempt, answers.raised(ended.error, served.non_retryable, served.name))
+            answer = answers.raised(ended.error, served.non_retryable, served.name, attempt.command)
+            self._answer(attempt, answer)
         else:
             self._answer(attempt, item_answer(served, ended.value))
 

@@ -22,7 +22,7 @@ from tests.plugins.features import Faults
 
 SCRIPTS_FULL = 200
 SCALE = 0.1
-SCRIPTS = int(os.environ.get("SAGA_SCRIPTS", SCRIPTS_FULL * SCALE))
+SCRIPTS = int(os.environ.get("SAGA_TEST_SCRIPTS", SCRIPTS_FULL * SCALE))
 STEPS = 14
 PREFETCH = 500
 

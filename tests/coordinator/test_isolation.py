@@ -288,7 +288,7 @@ async def test_a_reply_that_no_database_can_keep_is_parked_and_hurts_no_saga(
     states = await stack.ended(handles)
     assert set(states.values()) == {"completed"}
     [row] = await stack.rows(t.parked.select())
-    assert row.reason == "undecodable"
+    assert row.reason == "message_invalid"
     assert await stack.count(t.incident) == 0
     assert node.alive
 

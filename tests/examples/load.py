@@ -18,13 +18,16 @@ from typing import Any, Final
 from uuid import uuid4
 
 from examples.money_transfer import apps, transfer
-from examples.money_transfer.faults import PassingOn, lost
+from examples.money_transfer.load import opening
+from examples.money_transfer.load import order as draw
 from saga import ResultTimeout, SagaCompensated, StorageBusy, StorageUnavailable, failpoints
 from saga.adapters import make_broker
 from saga.brokers.base import Broker, OutMessage, PublishOutcome
 from saga.client import Client
 from saga.clock import SystemClock, SystemIds, TaskSpawner
+from saga.testing.wire import PassingOn, lost
 
+ACCOUNTS: Final = opening(8)
 CONCURRENT: Final = 32
 LOSE_REPLY: Final = 0.01
 REPEAT: Final = 0.05
@@ -52,10 +55,10 @@ class Unreliable(PassingOn):
         if message.channel.endswith(".replies") and self._random.random() < LOSE_REPLY:
             self._count("lost-reply")
             return lost()
-        (outcome,) = self._broker.publish([message])
+        (outcome,) = self.broker.publish([message])
         if self._random.random() < REPEAT:
             self._count("duplicate")
-            self._broker.publish([message])
+            self.broker.publish([message])
         return outcome
 
     def _count(self, fault: str) -> None:
@@ -88,21 +91,10 @@ savings, giro, notifier = (
 # --- transfers --------------------------------------------------------------------------------
 
 
-def _order(random: Random) -> transfer.Transfer:
-    """One in ten goes to nobody, one in ten asks for more than there ever is."""
-    chance = random.random()
-    return transfer.Transfer(
-        id=str(uuid4()),
-        source=f"saver-{random.randint(1, 4)}",
-        target="nobody" if chance < 0.1 else f"payee-{random.randint(1, 4)}",
-        amount=10**12 if chance > 0.9 else random.randint(1, 100),
-    )
-
-
 async def _transfers(client: Client, directory: Path) -> None:
     random = Random()
     while not (directory / "drain").exists():
-        order = _order(random)
+        order = draw(random, str(uuid4()), ACCOUNTS)
         try:
             handle = await client.start(transfer.money_transfer, order, id=order.id)
             await handle.result(timeout=RESULT)

@@ -16,6 +16,7 @@ import pytest
 from devservices import Postgres, RabbitMq
 from examples.money_transfer.books import Books
 from examples.money_transfer.layouts import LAYOUTS, STARTER, Environment, Layout
+from examples.money_transfer.load import opening
 from tests.plugins.features import Faults
 
 SCALE = 0.02
@@ -24,10 +25,7 @@ DRAIN_SECONDS_MAX = 150
 """P4 bounds resends per 30 s, and a restart of the in-process broker uses much of that: the last lost reply waits."""
 SNAPSHOT_SECONDS = 0.25
 STAGE = "tests.examples.load"
-OPENING = {
-    "savings": {f"saver-{number}": 1_000_000 for number in range(1, 5)},
-    "giro": {f"payee-{number}": 0 for number in range(1, 5)},
-}
+ACCOUNTS = opening(8)
 TOTAL = 4_000_000
 
 STARTING = ("C1", "C2", "C3", "C4")
@@ -53,7 +51,7 @@ def layout(
     if "rabbitmq" in stack:
         rabbitmq: RabbitMq = request.getfixturevalue("rabbitmq_server")
         monkeypatch.setenv("SAGA_DEMO_RABBITMQ_URL", rabbitmq.url)
-    made = LAYOUTS[stack](opening=OPENING, stage=STAGE)
+    made = LAYOUTS[stack](opening=ACCOUNTS, stage=STAGE)
     with made:
         yield made
 

@@ -80,7 +80,9 @@ async def test_one_bad_command_of_a_pack_is_parked_alone(rig: Rig) -> None:
     await rig.settled()
     (row,) = await rig.parked()
     assert (row.reason, json.loads(row.body)) == ("message_invalid", {"type": "nonsense"})
-    assert json.loads(row.headers) == {"h": "1"}
+    headers = json.loads(row.headers)
+    assert headers["h"] == "1"
+    assert headers["saga-parked-detail"].startswith("id: missing; namespace: missing")
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,20 @@ BAD: dict[str, list[str]] = {
         "logger.error('broken', exc_info=True)",
         "logger.exception('broken')",
     ],
-    "unsafe-import": ["import pickle", "from yaml import load", "eval('1')", "exec('x = 1')"],
+    "namespace": [
+        "from sqlalchemy import select\nselect(i.run_id).where(i.saga == saga).limit(1)",
+        "from sqlalchemy import delete\ndef f(c):\n    c.execute(delete(t.outbox).where(o.id == 1))\n    n.namespace",
+        "import sqlalchemy as sa\nsa.update(t.instance).values(version=1)",
+        "DELETE = 'DELETE FROM saga_outbox WHERE id = 1'",
+    ],
+    "unsafe-import": [
+        "import pickle",
+        "from yaml import load",
+        "eval('1')",
+        "exec('x = 1')",
+        "import importlib\nimportlib.import_module(message.type)",
+        "__import__(name)",
+    ],
     "broad-except": [
         "while True:\n    try:\n        f()\n    except Exception:\n        pass",
         "while True:\n    try:\n        f()\n    except (ValueError, BaseException):\n        continue",
@@ -79,7 +92,8 @@ GOOD: dict[str, str] = {
     "sql": "from sqlalchemy import text\ntext('SELECT :id ' 'FROM t')\nconnection.execute('SELECT ' + 'a', {'id': 1})",
     "sql-now": "from sqlalchemy import func\nfunc.clock_timestamp()",
     "log-exception": "try:\n    f()\nexcept ValueError as e:\n    logger.error('broken: %s %s', type(e).__name__, e.code, exc_info=False)\ndef g(e: str):\n    logger.error('broken: %s', e)",
-    "unsafe-import": "import json\nmodel.eval_all()",
+    "namespace": "from sqlalchemy import func, select\nselect(i.run_id).where(i.namespace == ns)\nselect(func.now_())\nS = 'SELECT 1 FROM saga_outbox WHERE namespace = ?'",
+    "unsafe-import": "import json, importlib\nmodel.eval_all()\nimportlib.import_module('json')",
     "broad-except": "while True:\n    try:\n        f()\n    except OSError:\n        pass\ntry:\n    f()\nexcept Exception:\n    pass",
 }
 

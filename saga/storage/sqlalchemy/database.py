@@ -23,6 +23,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_ran
 from saga.clock import Clock, Ids, Spawner
 from saga.errors import ConfigurationError, MissingExtra, StorageBusy, StorageUnavailable
 from saga.failpoints import failpoint
+from saga.storage.sqlalchemy import quiet
 from saga.storage.sqlalchemy.failures import REFUSED_STATES, Failure, classify, describe, sqlstate
 
 T = TypeVar("T")
@@ -56,6 +57,7 @@ def async_url(url: str | URL) -> URL:
         raise ConfigurationError(f"The database {parsed.drivername!r} is not supported; use one of {known}.")
     driver, module, extra = _DRIVERS[parsed.drivername]
     try:
+        # lint: allow unsafe-import because the name is one of the table's above
         __import__(module)
     except ImportError:
         raise MissingExtra(
@@ -108,7 +110,11 @@ class Database:
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=STATEMENT_SECONDS,
-            connect_args={"timeout": STATEMENT_SECONDS, "isolation_level": None},
+            connect_args={
+                "timeout": STATEMENT_SECONDS,
+                "isolation_level": None,
+                "async_creator_fn": quiet.connect,
+            },
         )
         assert self.writer is not None
         _queue_writers(engine, self.writer)
@@ -138,6 +144,11 @@ class Database:
                 "server_settings": settings,
             },
         )
+
+    async def ping(self) -> bool:
+        """Return True once the server answered one statement."""
+        await self.run(lambda connection: connection.exec_driver_sql("SELECT 1").scalar_one(), single=True)
+        return True
 
     async def run(
         self,

@@ -97,7 +97,8 @@ SELECT o.channel, o.message_id, o.ordering_key, :content_type, '{}', o.body, sta
 
 DELETE: Final = """
 DELETE FROM saga_outbox WHERE id IN (
-  SELECT id FROM saga_outbox WHERE id = ANY(CAST(:confirmed AS bigint[])) ORDER BY id FOR UPDATE SKIP LOCKED)
+  SELECT id FROM saga_outbox WHERE namespace = :namespace AND id = ANY(CAST(:confirmed AS bigint[]))
+   ORDER BY id FOR UPDATE SKIP LOCKED)
 """
 
 
@@ -123,7 +124,7 @@ moved AS (
   UPDATE saga_instance i
      SET version = u.version, status = u.status, state = u.state, result = u.result,
          wakeup_at = i.created_at + u.wakeup_ms * interval '1 millisecond',
-         closed_at = CASE WHEN u.wakeup_ms IS NULL THEN statement_timestamp() END
+         closed_at = CASE WHEN u.wakeup_ms IS NULL THEN COALESCE(i.closed_at, statement_timestamp()) END
     FROM u JOIN locked ON locked.run_id = u.run_id AND locked.version = u.expected AND locked.status = u.was
    WHERE i.namespace = :namespace AND i.run_id = u.run_id
   RETURNING i.run_id)"""
@@ -277,7 +278,7 @@ class PostgreSQLStatements(Statements):
 
     def delete_outbox(self, connection: Connection, ids: Collection[int]) -> None:
         if ids:
-            connection.execute(DELETE_ONLY, {"confirmed": sorted(ids)})
+            connection.execute(DELETE_ONLY, {"namespace": self.namespace, "confirmed": sorted(ids)})
 
     def _wake(self, connection: Connection, woken: Sequence[tuple[UUID, int]]) -> None:
         connection.execute(WAKE, {"namespace": self.namespace, **columns(woken, ("run_ids", "wakeups"))})

@@ -340,6 +340,7 @@ def _version_differences(connection: Connection, schema: str | None) -> Iterator
         yield f"table {VERSION_TABLE} is missing"
         return
     table = Table(VERSION_TABLE, MetaData(), Column("version_num", String), schema=schema)
+    # lint: allow namespace because the schema belongs to all
     found = sorted(connection.execute(select(table.c.version_num)).scalars())
     head = _scripts().get_current_head()
     if found == [head]:

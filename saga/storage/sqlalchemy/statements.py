@@ -125,13 +125,14 @@ class Statements:
         if not moved:
             return
         i = t.instance.c
-        created = dict(
-            connection.execute(
-                select(i.run_id, i.created_at).where(
+        known = {
+            row.run_id: row
+            for row in connection.execute(
+                select(i.run_id, i.created_at, i.closed_at).where(
                     i.namespace == self.namespace, i.run_id.in_([row.run_id for row in moved])
                 )
-            ).all()
-        )
+            )
+        }
         done = connection.execute(
             update(t.instance)
             .where(
@@ -156,8 +157,8 @@ class Statements:
                     "b_version": row.version,
                     "b_status": row.status,
                     "b_state": row.state,
-                    "b_wakeup_at": wakeup(created[row.run_id], row.wakeup_ms),
-                    "b_closed_at": now if row.wakeup_ms is None else None,
+                    "b_wakeup_at": wakeup(known[row.run_id].created_at, row.wakeup_ms),
+                    "b_closed_at": (known[row.run_id].closed_at or now) if row.wakeup_ms is None else None,
                     "b_result": row.result,
                 }
                 for row in moved
@@ -190,8 +191,9 @@ class Statements:
     def delete_outbox(self, connection: Connection, ids: Collection[int]) -> None:
         """Delete rows by id, in id order."""
         if ids:
+            o = t.outbox.c
             connection.execute(
-                delete(t.outbox).where(t.outbox.c.id == bindparam("b_id")),
+                delete(t.outbox).where(o.namespace == self.namespace, o.id == bindparam("b_id")),
                 [{"b_id": id_} for id_ in sorted(ids)],
             )
 
@@ -225,8 +227,9 @@ class Statements:
             rows = [{"namespace": self.namespace, **row._asdict(), "at": now} for row in changes.audit]
             connection.execute(self.insert_ignore(t.audit), rows)
         if changes.taken:
+            p = t.pending_reply.c
             connection.execute(
-                delete(t.pending_reply).where(t.pending_reply.c.id == bindparam("b_id")),
+                delete(t.pending_reply).where(p.namespace == self.namespace, p.id == bindparam("b_id")),
                 [{"b_id": id_} for _, id_ in sorted(changes.taken)],
             )
 

@@ -174,6 +174,7 @@ audit: Final[Table] = Table(
     Column("reason", Text, nullable=False),
     Column("status_before", Text, nullable=False),
     Column("status_after", Text, nullable=False),
+    Column("detail", Text),
     Column("at", instant(), nullable=False),
     UniqueConstraint("namespace", "request_id"),
     sqlite_autoincrement=True,
