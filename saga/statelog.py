@@ -2,7 +2,7 @@
 
 Logger `saga.state`: the way forward at DEBUG, the way back at INFO, what needs a person at WARNING. A line holds names,
 ids, numbers and class names; no payload, no text of an exception, no code of a refusal. The library sets no handler and
-no level.
+no level. What is written in a caller's own transaction is not told: whether it is committed is the caller's to know.
 """
 
 from __future__ import annotations

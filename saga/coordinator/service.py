@@ -46,6 +46,7 @@ log: Final[logging.Logger] = logging.getLogger("saga.coordinator")
 
 BATCH: Final = 256
 PREFETCH: Final = 256
+PARK_BATCH: Final = 64
 DUE_BATCH: Final = 200
 POLL_SECONDS: Final = 1.0
 MORE_SECONDS: Final = 0.05
@@ -93,6 +94,9 @@ class Coordinator:
             workers=store.writers,
             beside_min=BESIDE_MIN,
             lane=self._lane,
+        )
+        self._parked: Batcher[tuple[ParkedRow, Callable[[], None]]] = Batcher(
+            self._park, batch_max=PARK_BATCH, spawner=spawner, name="saga-parking"
         )
         self._consumer: Consumer | None = None
         self._loops: list[asyncio.Task[None]] = []
@@ -159,6 +163,7 @@ class Coordinator:
         if self._loops:
             await asyncio.wait(self._loops)
         await self._arrivals.join()
+        await self._parked.join()
 
     async def _wake_all(self) -> None:
         """A broker that forgets was restarted with us: every outstanding command is due at once."""
@@ -185,11 +190,14 @@ class Coordinator:
                 try:
                     self._take(consumer, delivery, decode_replies(delivery.body))
                 except MessageInvalid:
-                    await self._sort_out(consumer, delivery)
+                    self._sort_out(consumer, delivery)
 
-    def _take(self, consumer: Consumer, delivery: Delivery, replies: Sequence[Reply]) -> None:
+    def _take(
+        self, consumer: Consumer, delivery: Delivery, replies: Sequence[Reply], bad: Sequence[ParkedRow] = ()
+    ) -> None:
+        """Take a delivery in: it is acked when its replies are committed and what is bad in it is parked."""
         failpoint("C5")  # delivered, nothing written: it comes again
-        left = len(replies)
+        left = len(replies) + len(bad)
 
         def done() -> None:
             nonlocal left
@@ -202,6 +210,7 @@ class Coordinator:
         for queue, count in Counter(self._queues.get((r.saga, r.step), "") for r in replies).items():
             self._budget.answered(queue, count, now)
         self._arrivals.offer_all(arrivals)
+        self._parked.offer_all((row, done) for row in bad)
 
     def _run_of(self, reply: Reply) -> UUID:
         """Return the run that a reply is for. Raises MessageInvalid if it cannot be one of this namespace."""
@@ -218,8 +227,8 @@ class Coordinator:
             self._run_of(reply)
         return replies
 
-    async def _sort_out(self, consumer: Consumer, delivery: Delivery) -> None:
-        """Park what is bad in a delivery, take the rest, and ack it when both are done."""
+    def _sort_out(self, consumer: Consumer, delivery: Delivery) -> None:
+        """Tell what is bad in a delivery from the rest."""
         good: list[Reply] = []
         bad: list[ParkedRow] = []
         for part, reply, error in apart(delivery.body, self._replies):
@@ -227,12 +236,13 @@ class Coordinator:
                 good.append(reply)
             if error is not None:
                 bad.append(parked_row(delivery, error.reason, body=part, kind=error.text, detail=error.text))
-        if bad:
-            await self._parking.park(bad)
-        if good:
-            self._take(consumer, delivery, good)
-        else:
-            consumer.ack([delivery])
+        self._take(consumer, delivery, good, bad)
+
+    async def _park(self, items: Sequence[tuple[ParkedRow, Callable[[], None]]]) -> None:
+        await self._parking.park([row for row, _ in items])
+        for _, done in items:
+            done()
+        self._ack_done()
 
     # --- advancing ----------------------------------------------------------------------------
 

@@ -394,7 +394,13 @@ class BatchWork:
         The state stays as it is, whatever is wrong with it; so does the version, and there is no line of history.
         """
         reason = str(error) if isinstance(error, Unwritable) else type(error).__name__
-        log.error("saga %s run %s is set apart after %s", row.saga, row.run_id, reason)
+        known = {
+            "namespace": self.namespace,
+            "saga": row.saga,
+            "saga_id": row.saga_id,
+            "run_id": str(row.run_id),
+        }
+        log.error("saga %s run %s is set apart after %s", row.saga, row.run_id, reason, extra=known)
         mine = [arrival for arrival in self.arrivals if arrival.run_id == row.run_id]
         about = {arrival.reply.step for arrival in mine if isinstance(arrival, ReplyArrival)}
         step = next((each.name for each in definition.steps if each.name in about), "")

@@ -65,11 +65,13 @@ PARTICIPANTS: Final = "participants"
 CLIENT: Final = "client"
 
 
+# lint: allow namespace because the database is the test's own
 _DUE: Final = select(
     select(func.min(t.instance.c.wakeup_at)).scalar_subquery(),
     select(func.min(t.outbox_delayed.c.due_at)).scalar_subquery(),
     select(func.count()).select_from(t.outbox).scalar_subquery(),
 )
+# lint: allow namespace because the database is the test's own
 _STATUS: Final = select(t.instance.c.status).where(t.instance.c.run_id == bindparam("run_id"))
 
 
@@ -345,6 +347,7 @@ class Environment:
 
     async def parked(self) -> list[str]:
         """Return why messages were set aside, one reason for each."""
+        # lint: allow namespace because the database is the test's own
         query = select(t.parked.c.reason, t.parked.c.channel).order_by(t.parked.c.parked_at)
         rows = await self._look(lambda connection: connection.execute(query).all())
         return [f"{reason} on {channel}" for reason, channel in rows]

@@ -65,6 +65,7 @@ class Ledger:
 
     def read(self, connection: Connection, run_id: str) -> tuple[str, ...]:
         """Return what was done for one run, in the order of the commits: `withdraw`, `undo withdraw`."""
+        # lint: allow namespace because the table is the test's own
         rows = [tuple(row) for row in connection.execute(select(_ledger))]
         rows += [(number, *what) for what, number in self._without_session.items()]
         mine = sorted(row for row in rows if row[1] == run_id)

@@ -20,6 +20,7 @@ from tests.cli import shop
 GOLDEN: Final = Path(__file__).parent / "golden"
 UUIDS: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TIMES: Final = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?(\+00:00)?")
+LINES: Final = re.compile(r"(cli/shop\.py):\d+")
 WAITS: Final = re.compile(r'("retry_ms": )\d+')
 AGES: Final = re.compile(r"(oldest_seconds\W+|oldest for )[\d.]+")
 
@@ -87,6 +88,7 @@ def stable(text: str) -> str:
     """Return the text without what differs from run to run."""
     text = UUIDS.sub("<uuid>", text)
     text = TIMES.sub("<time>", text)
+    text = LINES.sub(r"\1:<line>", text)
     text = WAITS.sub(r"\1<ms>", text)
     return AGES.sub(r"\1<age>", text)
 

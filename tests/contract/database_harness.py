@@ -10,9 +10,9 @@ from typing import Any, TypeVar, cast
 from sqlalchemy import Connection, delete
 
 from devservices import LocalPostgres
-from saga.adapters import database_broker, queues_of
+from saga.adapters import queues_of
 from saga.brokers.base import Broker, Capabilities
-from saga.brokers.database import DatabaseBroker, DatabaseOptions
+from saga.brokers.database import DATABASE, DatabaseBroker, DatabaseOptions
 from saga.clock import SystemClock, SystemIds, TaskSpawner
 from saga.errors import StorageUnavailable
 from saga.storage.queue import Bell, QueueStore
@@ -46,7 +46,7 @@ class DatabaseHarness(Harness):
 
     @property
     def capabilities(self) -> Capabilities:
-        return database_broker(self._url, **self._ports).capabilities
+        return DATABASE
 
     def _options(self, queue_length_max: int | None) -> DatabaseOptions:
         return DatabaseOptions(
@@ -102,7 +102,15 @@ class PostgresHarness(DatabaseHarness):
 
     async def connect(self, *, queue_length_max: int | None = None) -> Broker:
         link = await self._stack.enter_async_context(Proxy(self._url))
-        broker = database_broker(link.url, **self._ports, options=self._options(queue_length_max))
+        database = Database(link.url, **self._ports)
+        broker = DatabaseBroker(
+            *queues_of(database),
+            options=self._options(queue_length_max),
+            close=database.dispose,
+            clock=self._ports["clock"],
+            ids=self._ports["ids"],
+            spawner=self.spawner,
+        )
         self._links[broker] = link
         self._brokers.append(broker)
         await broker.start()

@@ -10,7 +10,7 @@ import pytest
 from saga import App, statelog
 from saga.coordinator.work import BatchWork
 from saga.engine.state import Status
-from tests.coordinator.harness import DONE, Order, Stack, fail, refuse
+from tests.coordinator.harness import DONE, HELD, Order, Stack, fail, refuse
 from tests.coordinator.sagas import sequence
 
 RUN = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
@@ -79,6 +79,22 @@ async def test_at_its_usual_level_the_way_forward_is_silent_and_costs_nothing(
         assert await stack.ended([handle]) == {"x": "completed"}
     assert kept == []
     assert told(caplog.records) == []
+
+
+@pytest.mark.feature("H-13")
+async def test_a_cancel_is_told_by_whoever_ordered_it(stack: Stack, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "saga.state")
+    participant = await stack.participant({"s1": [HELD]})
+    node = await stack.node(TWO)
+    handle = await node.client.start(TWO, Order(), id="x")
+    await participant.wait_held(1)
+    await node.client.cancel(handle.run_id, actor="me", reason="secret reason")
+    participant.release()
+    assert await stack.ended([handle]) == {"x": "compensated"}
+    assert told(caplog.records)[1:3] == [
+        ("DEBUG", "sequence 'x': CancelRequested of s1 forward 1 -> running"),
+        ("INFO", "sequence 'x': ActivityCompleted of s1 forward 1 -> compensating"),
+    ]
 
 
 @pytest.mark.feature("H-13")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import traceback
 from datetime import timedelta
 from pathlib import Path
@@ -180,6 +182,45 @@ def test_no_password_is_told_by_the_program(
     done = CliRunner().invoke(build(), arguments)
     logging.getLogger("saga.test").debug("the fixture wants one line")
     canary.check("the output", done.output, done.exception)
+
+
+PROGRAM = """
+import asyncio, logging, sys
+from tests.doors.test_nothing_is_told import Order, clerk, whole
+from tests.plugins.canary import CANARY
+from saga import App, SagaError
+
+async def main():
+    async with App(sys.argv[1], sagas=[whole], participants=[clerk]) as app:
+        for way in ("done", "refused", "failed"):
+            try:
+                await app.client.execute(whole, Order(secret=CANARY, way=way), id=way)
+            except SagaError as error:
+                logging.getLogger("shop").exception("it ended")  # as a service would
+                last = error
+    raise last
+
+logging.basicConfig(level=logging.DEBUG)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.feature("L-11")
+@pytest.mark.stack("sqlite")
+def test_a_process_at_debug_tells_nothing_of_a_payload_even_as_it_dies(tmp_path: Path) -> None:
+    """What a service logs and what Python prints at the end go through the text of our errors."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, f"sqlite:///{tmp_path / 'saga.db'}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=Path(__file__).parents[2],
+    )
+    output = done.stdout + done.stderr
+    assert "SagaCompensated [SG401]" in output
+    assert "DEBUG:aiosqlite" in output
+    assert output.count("Traceback") == 3, "two in the log, one at the end"
+    assert CANARY not in output
 
 
 @pytest.mark.feature("L-11")

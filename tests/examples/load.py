@@ -21,9 +21,8 @@ from examples.money_transfer import apps, transfer
 from examples.money_transfer.load import opening
 from examples.money_transfer.load import order as draw
 from saga import ResultTimeout, SagaCompensated, StorageBusy, StorageUnavailable, failpoints
+from saga.adapters import make_broker
 from saga.brokers.base import Broker, OutMessage, PublishOutcome
-from saga.brokers.memory import MemoryBroker
-from saga.brokers.rabbitmq import RabbitMQBroker
 from saga.client import Client
 from saga.clock import SystemClock, SystemIds, TaskSpawner
 from saga.testing.wire import PassingOn, lost
@@ -69,15 +68,23 @@ class Unreliable(PassingOn):
 
 def _broker(url: str) -> Broker:
     ports: dict[str, Any] = {"clock": SystemClock(), "ids": SystemIds(), "spawner": TaskSpawner()}
-    inner: Broker = RabbitMQBroker(url, **ports) if url.startswith("amqp") else MemoryBroker(**ports)
-    return Unreliable(inner, Path(_environment.get("LOAD_DIRECTORY", ".")))
+    return Unreliable(make_broker(url, None, **ports), Path(_environment.get("LOAD_DIRECTORY", ".")))
 
 
 _settings: Final = apps.Settings()
-_options_on_servers: Final = {**_options, "broker": _broker(_settings.broker)}
-coordinator = starter = apps.coordinating(_settings, **_options_on_servers)
+# Where the coordinator's commits put commands into the queue themselves there is no broker in between to lose them.
+_over: Final = _settings.broker.startswith("amqp")
+coordinator = starter = apps.coordinating(
+    _settings, **_options, broker=_broker(_settings.broker) if _over else _settings.broker
+)
 savings, giro, notifier = (
-    apps.participating(name, _settings, **_options_on_servers) for name in ("savings", "giro", "notifier")
+    apps.participating(
+        name,
+        _settings,
+        **_options,
+        broker=_broker(_settings.broker.replace("database://", _settings.coordinator_database)),
+    )
+    for name in ("savings", "giro", "notifier")
 )
 
 

@@ -153,6 +153,7 @@ class Statements:
 # --- no relay hop -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.feature("F-03")
 async def test_the_commit_of_a_start_puts_its_command_into_the_queue_and_nothing_into_the_outbox(
     place: Place,
 ) -> None:
@@ -163,6 +164,7 @@ async def test_the_commit_of_a_start_puts_its_command_into_the_queue_and_nothing
     assert await place.count("saga_outbox") == 0
 
 
+@pytest.mark.feature("C-02")
 async def test_what_is_not_committed_does_not_go_out_and_what_is_does_at_once(place: Place) -> None:
     """P19: the caller's session is of another process than the coordinator and the participants."""
     async with place.app() as elsewhere, place.app(participants=[]).as_client() as client:
@@ -180,6 +182,8 @@ async def test_what_is_not_committed_does_not_go_out_and_what_is_does_at_once(pl
     assert await place.count("saga_claim") == await place.count("saga_queue") == 0
 
 
+@pytest.mark.feature("C-02")
+@pytest.mark.feature("F-03")
 async def test_a_start_that_nobody_tells_of_is_on_its_way_within_two_seconds(place: Place) -> None:
     """The process that started it is gone before it could ring."""
     async with place.app() as elsewhere:

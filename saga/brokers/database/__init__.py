@@ -4,8 +4,8 @@ Where it is the coordinator's own database, the coordinator's commit puts its co
 is no second insert and no relay.
 """
 
-from saga.brokers.database.broker import DatabaseBroker
+from saga.brokers.database.broker import DATABASE, DatabaseBroker
 from saga.brokers.database.consumer import DatabaseConsumer
 from saga.brokers.database.options import DatabaseOptions
 
-__all__ = ["DatabaseBroker", "DatabaseConsumer", "DatabaseOptions"]
+__all__ = ["DATABASE", "DatabaseBroker", "DatabaseConsumer", "DatabaseOptions"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Final, TypeVar
 from uuid import UUID
 
@@ -36,6 +37,18 @@ from saga.errors import (
 from saga.storage.queue import Bell, QueueStore
 
 T = TypeVar("T")
+DATABASE: Final = Capabilities(
+    name="database",
+    durable=True,
+    ordered_per_key=True,
+    delay=False,
+    priority=False,
+    single_ack=True,
+    delivery_count=True,
+    packs_commands=True,
+    body_bytes_max=DatabaseOptions.message_bytes_max,
+    unacked_seconds_max=None,
+)
 log: Final[logging.Logger] = logging.getLogger("saga.database-broker")
 
 RINGS_MAX: Final = 10_000
@@ -86,18 +99,7 @@ class DatabaseBroker:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(
-            name="database",
-            durable=True,
-            ordered_per_key=True,
-            delay=False,
-            priority=False,
-            single_ack=True,
-            delivery_count=True,
-            packs_commands=True,
-            body_bytes_max=self._options.message_bytes_max,
-            unacked_seconds_max=None,
-        )
+        return replace(DATABASE, body_bytes_max=self._options.message_bytes_max)
 
     async def start(self) -> None:
         self._refuse_if_closed()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from saga.errors import ConfigurationError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DatabaseOptions:
     """Bounds and limits; nobody has to change them."""
 

@@ -47,7 +47,11 @@ class SqlOperatorStore:
                 i.created_at,
                 i.closed_at,
             )
-            .where(*self._conditions(filter), *([] if below is None else [i.run_id < below]))
+            .where(
+                i.namespace == self._namespace,
+                *self._conditions(filter),
+                *([] if below is None else [i.run_id < below]),
+            )
             .order_by(i.run_id.desc())
             .limit(limit)
         )
@@ -56,7 +60,13 @@ class SqlOperatorStore:
         )
 
     async def count(self, filter: Filter, limit: int) -> int:
-        some = select(t.instance.c.run_id).where(*self._conditions(filter)).limit(limit).subquery()
+        i = t.instance.c
+        some = (
+            select(i.run_id)
+            .where(i.namespace == self._namespace, *self._conditions(filter))
+            .limit(limit)
+            .subquery()
+        )
         query = select(func.count()).select_from(some)
 
         def count(connection: Connection) -> int:
@@ -67,7 +77,7 @@ class SqlOperatorStore:
 
     def _conditions(self, filter: Filter) -> Sequence[ColumnElement[bool]]:
         i = t.instance.c
-        found = [i.namespace == self._namespace]
+        found: list[ColumnElement[bool]] = []
         if filter.saga is not None:
             found.append(i.saga == filter.saga)
         if filter.id is not None:
