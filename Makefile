@@ -28,6 +28,8 @@ VERIFY_TYPES = cd / && PATH="$(CURDIR)/$(BIN):$$PATH" PYRIGHT_PYTHON_IGNORE_WARN
 
 # The demo on servers needs their programs; on SQLite it needs Python packages only.
 SERVICES_sqlite :=
+SERVICES_sqlite-shared :=
+SERVICES_postgres := postgres
 SERVICES_postgres-rabbitmq := postgres rabbitmq
 # The demo on SQLite waits for no more than it needs, unless the full environment is there anyway.
 DEMO_READY := $(if $(SERVICES_$(STACK))$(wildcard $(READY)),$(READY),$(CORE))
@@ -37,7 +39,7 @@ WITH_SERVICES = $(if $(SERVICES_$(STACK)),$(PY) -m devservices run $(SERVICES_$(
 
 .PHONY: help
 help: ## list the targets
-	@echo "make TARGET [STACK=sqlite|postgres-rabbitmq] [QUICK=1] [WORKERS=3] [ARGS='...']"
+	@echo "make TARGET [STACK=sqlite|sqlite-shared|postgres|postgres-rabbitmq] [QUICK=1] [WORKERS=3] [ARGS='...']"
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # uv where there is one, else pip: both install what the lock says, hash by hash.
@@ -75,7 +77,7 @@ $(READY): requirements.lock pyproject.toml | $(PY)
 setup: $(READY) ## make the virtual environment from the lock file (other targets do it by themselves)
 
 .PHONY: demo
-demo: $(DEMO_READY) ## run the money transfer's scenarios: make demo, make demo STACK=postgres-rabbitmq
+demo: $(DEMO_READY) ## run the money transfer's scenarios: make demo, make demo STACK=postgres
 	$(if $(SERVICES_$(STACK)),@$(PY) -m devservices ensure $(SERVICES_$(STACK)))
 	@$(WITH_SERVICES) $(PY) -m examples.money_transfer demo --stack $(STACK) $(ARGS)
 

@@ -22,7 +22,7 @@ from benchmarks.systems import SYSTEMS
 from benchmarks.workloads import PARTICIPANTS, WORKLOADS
 from devservices import Unavailable
 
-STACKS: Final = ("postgres-rabbitmq",)
+STACKS: Final = ("postgres-rabbitmq", "postgres")
 LATEST: Final = Path(__file__).parent / "results" / "latest.jsonl"
 
 
@@ -74,15 +74,16 @@ async def measure(options: argparse.Namespace) -> int:
     begun = time.monotonic()
     found: list[Result] = []
     variants: list[bars.Bar] = []
-    async with stack.start() as servers:
-        print(f"{servers.postgres.description}, {servers.rabbitmq.description}, {os.cpu_count()} processors")
+    async with stack.start(options.stack) as servers:
+        described = [each.description for each in (servers.postgres, servers.rabbitmq) if each is not None]
+        print(f"{', '.join(described)}, {os.cpu_count()} processors")
         for group in groups(options):
             found += await _measure(servers, group)
             results.write(options.output, found, servers.versions)
         if not options.quick and not options.only and options.system is None:
             variants = await _measure_variants(servers)
     print(f"\n{results.table(found)}\n")
-    reached = [*bars.check(found), *variants]
+    reached = [*bars.check(found, options.stack), *variants]
     for bar in reached:
         print(bar)
     missed = sum(not bar.met for bar in reached)
@@ -123,7 +124,7 @@ async def _measure_variants(servers: stack.Stack) -> list[bars.Bar]:
 
 async def profile(options: argparse.Namespace) -> int:
     """Profile one process of one system under load and print where its time goes."""
-    async with stack.start() as servers:
+    async with stack.start(options.stack) as servers:
         starting = Side.start(
             servers,
             Contender(options.system or "saga", options.participants),

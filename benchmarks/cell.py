@@ -145,7 +145,7 @@ class Side:
                 participants=contender.participants,
                 name=place.name,
                 database=place.urls.get(role),
-                broker=stack.rabbitmq.url,
+                broker=stack.broker(place),
                 in_flight=in_flight,
                 pool_factor=contender.pool_factor,
                 prefetch_factor=contender.prefetch_factor,

@@ -95,13 +95,22 @@ class Queues:
             await connection.close()
 
 
+def _queues(broker: str, prefix: str) -> Any:
+    """Return queues on RabbitMQ, or in the table that is polled where the broker is a database."""
+    if broker.startswith("amqp"):
+        return Queues(broker, prefix)
+    from benchmarks.naive_database import PolledQueues
+
+    return PolledQueues(broker, prefix)
+
+
 class Service:
     """What both processes have: queues, and a pool of connections unless they need none."""
 
     def __init__(
         self, database: str | None, broker: str, *, prefix: str, pool_size: int, prefetch: int
     ) -> None:
-        self._queues = Queues(broker, prefix)
+        self._queues: Any = _queues(broker, prefix)
         self._prefetch = prefetch
         options = {"pool_size": pool_size, "max_overflow": 0, "pool_use_lifo": True}
         self._slots = asyncio.Semaphore(pool_size)  # the pool itself lets newcomers overtake those who wait

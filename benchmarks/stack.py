@@ -16,7 +16,7 @@ import aio_pika
 from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from benchmarks import naive, workloads
+from benchmarks import naive, naive_database, workloads
 from benchmarks.counters import StatementCounter, server_pid
 from devservices import Postgres, RabbitMq, start_postgres, start_rabbitmq
 from examples.money_transfer import transfer
@@ -24,6 +24,7 @@ from saga.messages import commands_channel, parking_channel, replies_channel
 from saga.storage.sqlalchemy import schema
 
 ROLES: Final = ("coordinator", "participant")
+NAIVE_TABLES: Final = naive_database.queue.metadata
 _PACKAGES: Final = ("saga", "SQLAlchemy", "asyncpg", "aio-pika", "pydantic")
 
 
@@ -38,22 +39,19 @@ class Place:
 
 
 class Stack:
-    """PostgreSQL and RabbitMQ of one benchmark."""
+    """PostgreSQL and RabbitMQ of one benchmark, or PostgreSQL alone, which is then the broker too."""
 
-    def __init__(self, postgres: Postgres, rabbitmq: RabbitMq, counter: StatementCounter) -> None:
+    def __init__(self, postgres: Postgres, rabbitmq: RabbitMq | None, counter: StatementCounter) -> None:
         self.postgres = postgres
         self.rabbitmq = rabbitmq
         self.counter = counter
-        self.pids = {
-            name: pid
-            for name, url in (("postgresql", postgres.url), ("rabbitmq", rabbitmq.url))
-            if (pid := server_pid(url)) is not None
-        }
+        urls = {"postgresql": postgres.url} | ({"rabbitmq": rabbitmq.url} if rabbitmq else {})
+        self.pids = {name: pid for name, url in urls.items() if (pid := server_pid(url)) is not None}
         self.versions = {
             "python": platform.python_version(),
             **{name.lower(): importlib.metadata.version(name) for name in _PACKAGES},
             "postgresql": postgres.version,
-            "rabbitmq": rabbitmq.version,
+            **({"rabbitmq": rabbitmq.version} if rabbitmq else {}),
         }
 
     @asynccontextmanager
@@ -68,6 +66,10 @@ class Stack:
         finally:
             await self._remove(place)
 
+    def broker(self, place: Place) -> str:
+        """Return the broker's address: RabbitMQ's, or that of the coordinator's database."""
+        return self.rabbitmq.url if self.rabbitmq else place.urls["coordinator"]
+
     async def _make_database(self, place: Place, system: str, role: str) -> None:
         name = f"{place.name}-{role}".replace("-", "_")
         _, password = await asyncio.to_thread(self.postgres.create_role, name)
@@ -80,7 +82,7 @@ class Stack:
                 if system == "saga":
                     await connection.run_sync(schema.upgrade)
                 elif role == "coordinator":
-                    await connection.run_sync(naive.metadata.create_all)
+                    await connection.run_sync(NAIVE_TABLES.create_all)
                 if role == "participant":
                     await connection.run_sync(transfer.metadata.create_all)
                     rows = [
@@ -95,6 +97,8 @@ class Stack:
         for name in place.database_roles.values():
             await asyncio.to_thread(self.postgres.drop_database, name)
             await asyncio.to_thread(self.postgres.drop_role, name)
+        if self.rabbitmq is None:
+            return
         connection = await aio_pika.connect(self.rabbitmq.url, timeout=10)
         async with connection, connection.channel() as channel:
             for queue in _queues(place.name):
@@ -126,11 +130,13 @@ def _queues(name: str) -> list[str]:
 
 
 @asynccontextmanager
-async def start() -> AsyncIterator[Stack]:
-    """Start both servers, or take those given in the environment. Raises Unavailable."""
+async def start(name: str) -> AsyncIterator[Stack]:
+    """Start the servers of a stack, or take those given in the environment. Raises Unavailable."""
     with contextlib.ExitStack() as servers:
         postgres = servers.enter_context(await asyncio.to_thread(start_postgres))
-        rabbitmq = servers.enter_context(await asyncio.to_thread(start_rabbitmq))
+        rabbitmq = None
+        if name == "postgres-rabbitmq":
+            rabbitmq = servers.enter_context(await asyncio.to_thread(start_rabbitmq))
         counter = await StatementCounter.connect(postgres.url)
         try:
             yield Stack(postgres, rabbitmq, counter)

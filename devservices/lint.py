@@ -266,8 +266,14 @@ _QUERIES: Final = {"select", "update", "delete"}
 _RAW_QUERY: Final = re.compile(r"\b(FROM|UPDATE|JOIN)\s+saga_\w", re.IGNORECASE)
 
 
+_BY_CHANNEL: Final = ("saga/storage/sqlalchemy/queue.py", "saga/storage/sqlalchemy/postgresql_queue.py")
+"""The database broker's tables have no namespace: a broker serves many, and each channel's name bears its own."""
+
+
 def _namespace(module: Module) -> Iterator[tuple[ast.AST, str]]:
     """Find queries on our tables that name no namespace: built with SQLAlchemy, or written as SQL."""
+    if module.path.endswith(_BY_CHANNEL):
+        return
     parents = {child: parent for parent in module.nodes for child in ast.iter_child_nodes(parent)}
     for node in module.nodes:
         if isinstance(node, ast.Call) and module.full_name(node.func) in {

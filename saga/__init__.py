@@ -3,7 +3,7 @@
 from typing import Final
 
 from saga.app import App
-from saga.client import Client, Description, Handle
+from saga.client import Client, Handle
 from saga.compensation.kinds import StepKind
 from saga.definition.activity import Activity, Participant
 from saga.definition.builder import Saga
@@ -14,6 +14,7 @@ from saga.errors import (
     BrokerFull,
     BrokerUnavailable,
     ConfigurationError,
+    DeadLetterNotFound,
     DefinitionChanged,
     DefinitionError,
     DuplicateActivity,
@@ -24,24 +25,31 @@ from saga.errors import (
     PastPivot,
     PayloadInvalid,
     PayloadTooLarge,
+    ReasonRequired,
     ResultTimeout,
+    SagaAbandoned,
     SagaCompensated,
     SagaEnded,
     SagaError,
     SagaNotFound,
+    SagaTerminated,
     SchemaMismatch,
     SessionIsManaged,
+    SeveralFound,
     StartConflict,
     StorageBusy,
     StorageUnavailable,
     TopologyMismatch,
     UnknownSaga,
     UnsupportedDatabase,
+    VerbNotAllowed,
     WouldDeadlock,
     WrongDatabase,
 )
 from saga.outcomes import ActivityContext, Refused, Result, RetryAfter
 from saga.retry import RetryPolicy
+from saga.storage.base import Filter
+from saga.views import Description
 
 COMPENSATABLE: Final = StepKind.COMPENSATABLE
 PIVOT: Final = StepKind.PIVOT
@@ -62,10 +70,12 @@ __all__ = [
     "BrokerUnavailable",
     "Client",
     "ConfigurationError",
+    "DeadLetterNotFound",
     "DefinitionChanged",
     "DefinitionError",
     "Description",
     "DuplicateActivity",
+    "Filter",
     "Handle",
     "MessageInvalid",
     "MissingCapability",
@@ -75,18 +85,22 @@ __all__ = [
     "PastPivot",
     "PayloadInvalid",
     "PayloadTooLarge",
+    "ReasonRequired",
     "Refused",
     "Result",
     "ResultTimeout",
     "RetryAfter",
     "RetryPolicy",
     "Saga",
+    "SagaAbandoned",
     "SagaCompensated",
     "SagaEnded",
     "SagaError",
     "SagaNotFound",
+    "SagaTerminated",
     "SchemaMismatch",
     "SessionIsManaged",
+    "SeveralFound",
     "StartConflict",
     "StepKind",
     "StorageBusy",
@@ -94,6 +108,7 @@ __all__ = [
     "TopologyMismatch",
     "UnknownSaga",
     "UnsupportedDatabase",
+    "VerbNotAllowed",
     "WouldDeadlock",
     "WrongDatabase",
     "arguments",

@@ -6,24 +6,27 @@
         handle = await app.client.start(money_transfer, Transfer(...), id="t-1")
         print(await handle.result())
 
-Going to servers changes two URLs: `App("postgresql://...", broker="amqp://...")`. A service that owns activities gives
-its own database and its participants; the coordinator's service gives sagas. An app is an object, there are no globals,
-and several may live in one process.
+Going to servers changes two URLs: `App("postgresql://...", broker="amqp://...")`. Where there is no broker, the
+database is one: `App("postgresql://...", broker="database://")`, and other services name it by its URL. A service that
+owns activities gives its own database and its participants; the coordinator's service gives sagas. An app is an object,
+there are no globals, and several may live in one process.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
+from saga import adapters
 from saga.batcher import Lane
-from saga.brokers.base import Broker
+from saga.brokers.base import Broker, Channel, OutMessage
+from saga.brokers.database import DatabaseBroker
 from saga.client import Client
-from saga.clock import Clock, Ids, SystemClock, SystemIds, TaskSpawner
+from saga.clock import Clock, Ids, SystemClock, SystemIds, TaskSpawner, within
 from saga.coordinator.service import Coordinator
 from saga.coordinator.verbs import Verbs
 from saga.definition.activity import Participant, check_name
@@ -31,15 +34,20 @@ from saga.definition.builder import Saga
 from saga.definition.registry import Registry
 from saga.engine.model import Redrive
 from saga.errors import ConfigurationError, MissingCapability
-from saga.messages import BODY_BYTES_MAX
+from saga.messages import BODY_BYTES_MAX, commands_channel, replies_channel
+from saga.outbox.events import Outbox
 from saga.outbox.parking import Parking
-from saga.outbox.publisher import DirectPublisher
+from saga.outbox.publisher import CommandPublisher, DirectPublisher
+from saga.outbox.queued import QueuedRows
 from saga.outbox.relay import Relay
 from saga.participant.served import idle_in_transaction_seconds
 from saga.participant.service import ParticipantService
+from saga.storage.base import ParkedRow, StoredRow
 from saga.storage.sqlalchemy import schema
 from saga.storage.sqlalchemy.coordinator import SqlClientStore, SqlCoordinatorStore
 from saga.storage.sqlalchemy.database import Database
+from saga.storage.sqlalchemy.events import SqlEventStore
+from saga.storage.sqlalchemy.operators import SqlOperatorStore
 from saga.storage.sqlalchemy.outbox import SqlOutboxStore
 from saga.storage.sqlalchemy.parking import SqlParkingStore
 from saga.storage.sqlalchemy.participant import SqlParticipantStore
@@ -52,6 +60,22 @@ if TYPE_CHECKING:
 log: Final[logging.Logger] = logging.getLogger("saga.app")
 
 COORDINATOR_POOL: Final = 5
+HEALTH_SECONDS: Final = 2.0
+T = TypeVar("T")
+
+
+class Health(NamedTuple):
+    """Whether a running app reaches what it needs. `database` is True for an app without one."""
+
+    database: bool
+    broker: bool
+    consuming: bool
+    """Its channels have consumers; True for an app that consumes nothing."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it does its work."""
+        return all(self)
 
 
 class App:
@@ -65,6 +89,7 @@ class App:
         sagas: Sequence[Saga[Any, Any]] = (),
         participants: Sequence[Participant] = (),
         namespace: str | None = None,
+        topics: Sequence[str] = (),
         schema: str | None = None,
         concurrency: int | None = None,
         pool_size: int | None = None,
@@ -77,10 +102,12 @@ class App:
 
         What is None here is read from the environment (`SAGA_DATABASE`, ...) or from the file that it names, else it
         has its default: docs/settings.md. `database` is a SQLAlchemy URL; said nowhere, the participants touch no
-        database (no barrier: their effects are at least once). `schema` is where our tables live on PostgreSQL.
-        `concurrency` bounds the commands that the participants work on at once, `pool_size` the connections and with
-        it the transactions at once. A command without an answer is sent again after `redrive`, doubling to ten times
-        that. `grace` is what `stop` gives to what is under way.
+        database (no barrier: their effects are at least once). `broker` is memory://, amqp://..., database:// for a
+        queue in `database` itself, or the SQLAlchemy URL of another database that has the queue, with `?schema=` where
+        its tables live in a schema (PostgreSQL). `topics` are channels for domain events (`app.outbox`), declared at
+        start. `schema` is where our tables live on PostgreSQL. `concurrency` bounds the commands that the participants
+        work on at once, `pool_size` the connections and with it the transactions at once. A command without an answer
+        is sent again after `redrive`, doubling to ten times that. `grace` is what `stop` gives to what is under way.
         Raises ConfigurationError, DefinitionError, DefinitionChanged.
         """
         from saga import settings  # not before an app is made: it takes a while to import
@@ -105,6 +132,13 @@ class App:
         for saga in sagas:
             self.registry.register(saga)
         self.participants: tuple[Participant, ...] = tuple(participants)
+        self.topics: frozenset[str] = frozenset(topics)
+        if given.database is None and topics:
+            raise ConfigurationError(
+                "An app with topics needs a database: its events are rows of the outbox."
+            )
+        for topic in topics:
+            check_name(topic, what="topic")
         self._broker_given: str | Broker = (
             given.broker.get_secret_value() if broker is None or isinstance(broker, str) else broker
         )
@@ -131,7 +165,19 @@ class App:
         finally:
             await self.stop()
 
-    async def start(self, *, coordinator: bool, participants: bool) -> None:
+    @asynccontextmanager
+    async def as_operator(self) -> AsyncIterator[Client]:
+        """Run a client that needs the database only: what it sends leaves through the outbox of those that coordinate.
+
+        The broker is connected when a dead letter is sent again, and not before.
+        """
+        await self.start(coordinator=False, participants=False, broker=False)
+        try:
+            yield self.client
+        finally:
+            await self.stop()
+
+    async def start(self, *, coordinator: bool, participants: bool, broker: bool = True) -> None:
         """Connect, check database, schema and broker, and start the roles.
 
         An embedded database (SQLite) is made and upgraded first; others never are. Raises SchemaMismatch,
@@ -145,6 +191,8 @@ class App:
             await running.start(
                 coordinator=coordinator and bool(self.registry.served()),
                 participants=participants and bool(self.participants),
+                events=bool(self.topics) and (coordinator or participants),
+                broker=broker,
             )
         except BaseException:
             await running.stop(timedelta(seconds=1))
@@ -181,12 +229,26 @@ class App:
         finally:
             await self.stop(grace)
 
+    async def health(self) -> Health:
+        """Ask database and broker, each for at most 2 s, whether this process can do its work. Never raises.
+
+        One statement and one question to the broker per channel; ask every few seconds at most.
+        """
+        return Health(False, False, False) if self._running is None else await self._running.health()
+
     @property
     def client(self) -> Client:
         """The client of the running app. Raises ConfigurationError before `start` or without a database."""
         if self._running is None or self._running.client is None:
             raise ConfigurationError("The client is there while the app runs: `async with app:`.")
         return self._running.client
+
+    @property
+    def outbox(self) -> Outbox:
+        """Domain events of the running app. Raises ConfigurationError before `start` or without topics."""
+        if self._running is None or self._running.outbox is None:
+            raise ConfigurationError("The outbox is there while an app with topics runs: App(topics=[...]).")
+        return self._running.outbox
 
     @property
     def broker(self) -> Broker:
@@ -197,21 +259,27 @@ class App:
 
     # --- what the parts are made of -----------------------------------------------------------
 
-    def make_broker(self, spawner: TaskSpawner) -> Broker:
-        """Return the broker given, or the adapter of its URL's scheme."""
-        given = self._broker_given
-        if not isinstance(given, str):
-            return given
-        scheme = given.partition("://")[0]
-        if scheme == "memory":
-            from saga.brokers.memory import MemoryBroker
+    def make_spawner(self) -> TaskSpawner:
+        """Return the owner of every task of this app."""
+        return TaskSpawner()
 
-            return MemoryBroker(clock=self._clock, ids=self._ids, spawner=spawner)
-        if scheme in ("amqp", "amqps"):
-            from saga.brokers.rabbitmq import RabbitMQBroker
+    async def prepare_database(self, database: Database) -> None:
+        """Check server and schema; an embedded database is made and upgraded first."""
+        await schema.prepare(database)
 
-            return RabbitMQBroker(given, clock=self._clock, ids=self._ids, spawner=spawner)
-        raise ConfigurationError(f"No broker for {scheme!r}; known are memory, amqp and amqps.")
+    def make_broker(self, spawner: TaskSpawner, database: Database | None) -> Broker:
+        """Return the broker given, or the adapter of its address. `database` is that of this app."""
+        return adapters.make_broker(
+            self._broker_given, database, self.namespace, clock=self._clock, ids=self._ids, spawner=spawner
+        )
+
+    @property
+    def queued(self) -> bool:
+        """Whether the broker's queues are in this app's own database, so that commands need not be sent."""
+        given = self.settings
+        if given.database is None:
+            return False
+        return adapters.queues_in(self._broker_given, given.database.get_secret_value(), given.schema_)
 
     def make_database(self, spawner: TaskSpawner) -> Database | None:
         """Return the database, with pool and timeouts that fit the roles."""
@@ -225,7 +293,9 @@ class App:
             ids=self._ids,
             spawner=spawner,
             # handlers take at most `pool_size` of them, so the coordinator beside them always finds one
-            pool_size=given.pool_size * serves + COORDINATOR_POOL * (coordinates or not serves),
+            pool_size=given.pool_size * serves
+            + COORDINATOR_POOL * (coordinates or not serves)
+            + adapters.QUEUE_POOL * self.queued,
             # P28: a participant frozen in a handler must not hold its locks for longer than any attempt may take
             idle_in_transaction_seconds=idle_in_transaction_seconds(self.participants),
             schema=given.schema_,
@@ -243,62 +313,95 @@ class App:
             )
 
 
+def _leave_to_relay(rows: Sequence[StoredRow]) -> None:
+    """Without a broker: those that coordinate sweep what stands in the outbox."""
+
+
 class _Running:
     """The parts of a started app, in the order in which they start; they stop in reverse."""
 
     def __init__(self, app: App) -> None:
         self._app = app
-        self.spawner = TaskSpawner()
-        self.broker = app.make_broker(self.spawner)
+        self.spawner = app.make_spawner()
         self.database = app.make_database(self.spawner)
+        self.broker = app.make_broker(self.spawner, self.database)
         self.client: Client | None = None
-        self.publisher: DirectPublisher | None = None
+        self.outbox: Outbox | None = None
+        self.publisher: CommandPublisher | None = None
         self.relay: Relay | None = None
         self.coordinator: Coordinator | None = None
         self.participants: ParticipantService | None = None
+        self._connected = False
+        self._consumed: list[str] = []
 
-    async def start(self, *, coordinator: bool, participants: bool) -> None:
+    async def start(self, *, coordinator: bool, participants: bool, events: bool, broker: bool) -> None:
+        """`events`: send the domain events of this database too, as coordinators do anyway."""
         self._app.check_capabilities(self.broker)
         if self.database is not None:
-            await schema.prepare(self.database)
-        await self.broker.start()
+            await self._app.prepare_database(self.database)
+        self._connected = broker
+        self._consumed = self._channels(coordinator, participants)
+        if broker:
+            await self.broker.start()
+        if self.database is not None and (self._app.registry.served() or self._app.topics):
+            self._make_outbox(self.database)
         if self.database is not None and self._app.registry.served():
             self._make_coordinator(self.database, coordinator)
+        if broker and self._app.topics:
+            await self.broker.declare([Channel(topic) for topic in sorted(self._app.topics)])
         if participants:
             # before the coordinator, so that its first commands meet consumers
             self.participants = self._make_participants()
             await self.participants.start()
-        if coordinator and self.coordinator is not None and self.relay is not None:
+        if coordinator and self.coordinator is not None:
             await self.coordinator.start()
+        else:
+            self.coordinator = None
+        if self.relay is not None and (self.coordinator is not None or events):
             self.relay.start()
         else:
-            self.coordinator = self.relay = None
+            self.relay = None
+
+    def _make_outbox(self, database: Database) -> None:
+        app = self._app
+        self.publisher = self._make_publisher(database)
+        if app.topics:
+            self.outbox = Outbox(
+                SqlEventStore(database, app.namespace, queued=app.queued),
+                app.topics,
+                namespace=app.namespace,
+                clock=app._clock,
+                ids=app._ids,
+                after_commit=self._wake_after,
+            )
 
     def _make_coordinator(self, database: Database, coordinates: bool) -> None:
-        app = self._app
+        app, publisher = self._app, self.publisher
+        assert publisher is not None
         ports: dict[str, Any] = {"clock": app._clock, "spawner": self.spawner}
-        outbox = SqlOutboxStore(database, app.namespace)
         recent, lane = RecentInstances(app._clock), Lane()
-        store = SqlCoordinatorStore(database, app.namespace, recent)
-        self.publisher = publisher = DirectPublisher(self.broker, outbox, **ports)
-        self.relay = Relay(self.broker, outbox, publisher, ids=app._ids, **ports)
+        store = SqlCoordinatorStore(database, app.namespace, recent, queued=app.queued)
+        publish = publisher.publish if self._connected else _leave_to_relay
         verbs = Verbs(
             app.registry,
             store,
             namespace=app.namespace,
             clock=app._clock,
             ids=app._ids,
-            publish=publisher.publish,
+            publish=publish,
             on_closed=lambda runs: client.closed(runs),
         )
         self.client = client = Client(
             app.registry,
-            SqlClientStore(database, app.namespace, recent if coordinates else None),
+            SqlClientStore(database, app.namespace, recent if coordinates else None, queued=app.queued),
             namespace=app.namespace,
             ids=app._ids,
-            publish=publisher.publish,
-            after_commit=self._wake_relay_after,
-            canceller=verbs,
+            publish=publish,
+            after_commit=self._wake_after,
+            verbs=verbs,
+            operators=SqlOperatorStore(database, app.namespace),
+            parking=SqlParkingStore(database, app.namespace),
+            resend=self._resend,
             inside_handler=lambda: handler_writes_to.get() == database.url.database,
             closed_here=coordinates,
             lane=lane,
@@ -317,20 +420,80 @@ class _Running:
             **ports,
         )
 
-    def _wake_relay_after(self, session: Any) -> None:
-        """P19: what the event says of the outcome is not trusted; the relay reads what is really committed."""
+    def _make_publisher(self, database: Database) -> CommandPublisher:
+        """Return what sends committed commands; with the queue in the same database there is nothing to send."""
+        app = self._app
+        if app.queued and isinstance(self.broker, DatabaseBroker):
+            return QueuedRows(self.broker.wake)
+        ports: dict[str, Any] = {"clock": app._clock, "spawner": self.spawner}
+        outbox = SqlOutboxStore(database, app.namespace)
+        publisher = DirectPublisher(self.broker, outbox, **ports)
+        self.relay = Relay(self.broker, outbox, publisher, ids=app._ids, **ports)
+        return publisher
+
+    def _wake(self) -> None:
+        """Rows became visible that nobody publishes from memory."""
+        if self.relay is not None:
+            self.relay.wake()
+        elif isinstance(self.broker, DatabaseBroker):
+            self.broker.wake()
+
+    def _wake_after(self, session: Any) -> None:
+        """P19: what the event says of the outcome is not trusted; whoever is woken reads what is really committed."""
         from sqlalchemy import event
 
         def committed(sync: Any) -> None:
             # a savepoint's release is told as a commit too, and the caller may go on after it
-            if sync.info[self] and not sync.in_nested_transaction() and self.relay is not None:
+            if sync.info[self] and not sync.in_nested_transaction():
                 sync.info[self] = False
-                self.relay.wake()
+                self._wake()
 
         sync = session.sync_session
         if self not in sync.info:
             event.listen(sync, "after_commit", committed)
         sync.info[self] = True
+
+    def _channels(self, coordinator: bool, participants: bool) -> list[str]:
+        app = self._app
+        queues = {
+            activity.queue
+            for participant in app.participants
+            for activity in participant.activities.values()
+            if activity.handler is not None
+        }
+        replies = [replies_channel(app.namespace)] if coordinator else []
+        return [
+            *replies,
+            *(commands_channel(app.namespace, queue) for queue in sorted(queues) if participants),
+        ]
+
+    async def health(self) -> Health:
+        """Ask database and broker."""
+        database = self.database is None or bool(await self._answers(self.database.ping()))
+        asked = [self.broker.status(channel) for channel in self._consumed]
+        states = [await self._answers(status) for status in asked]
+        return Health(
+            database,
+            all(state is not None for state in states),
+            all(state is not None and state.consumers > 0 for state in states),
+        )
+
+    async def _answers(self, question: Coroutine[Any, Any, T]) -> T | None:
+        """Return the answer, or None if there is none in time or an error instead."""
+        try:
+            return await within(HEALTH_SECONDS, question, spawner=self.spawner, name="saga-health")
+        except Exception as error:
+            log.warning("health: %s", type(error).__name__)
+            return None
+
+    async def _resend(self, row: ParkedRow) -> str:
+        if not self._connected:
+            await self.broker.start()
+            self._connected = True
+        (sent,) = self.broker.publish(
+            [OutMessage(row.channel, row.body, row.content_type, headers=row.headers)]
+        )
+        return str(await sent)
 
     def _make_parking(self) -> Parking:
         store = SqlParkingStore(self.database, self._app.namespace) if self.database is not None else None

@@ -13,13 +13,13 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, Protocol, TypeVar
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, TypeVar
 from uuid import UUID
 
 from pydantic_core import from_json
 
-from saga import statelog
+from saga import statelog, views
 from saga.batcher import BESIDE_MIN, Batcher, Lane
 from saga.clock import Clock, Ids, Spawner
 from saga.compensation.plan import UndoState
@@ -35,25 +35,31 @@ from saga.errors import (
     AlreadyOpen,
     PayloadInvalid,
     ResultTimeout,
+    SagaAbandoned,
     SagaCompensated,
     SagaError,
     SagaNotFound,
+    SagaTerminated,
     StartConflict,
     WouldDeadlock,
 )
+from saga.operations import Operations, Orders, Resend, Run
 from saga.outbox import commands
 from saga.storage.base import (
     Changes,
     ClientStore,
     Closed,
+    DeadLetterStore,
     Existing,
     HistoryRow,
     NewInstance,
+    OperatorStore,
     OutboxRow,
     StoredRow,
     ValueKey,
     ValueRow,
 )
+from saga.views import Description
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -74,47 +80,6 @@ IfOpen = Literal["use_existing", "fail", "cancel_then_start"]
 IfClosed = Literal["use_existing", "start_again", "start_again_if_not_completed", "fail"]
 
 
-class Canceller(Protocol):
-    """What `if_open="cancel_then_start"` needs of a coordinator's store."""
-
-    async def cancel(self, run_id: UUID, *, actor: str, reason: str, session: Any = None) -> None:
-        """Ask an instance to stop and undo. Raises PastPivot."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class StepView:
-    """One line of an instance's history."""
-
-    at: datetime
-    event: str
-    step: str | None
-    direction: str | None
-    attempt: int | None
-    detail: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Description:
-    """An instance as people look at it: no payload."""
-
-    namespace: str
-    saga: str
-    version: int
-    id: str
-    run_id: UUID
-    run_number: int
-    status: str
-    current_step: str | None
-    plan: tuple[tuple[str, str], ...]
-    """The compensation plan: step and state of its undo, in the order of undoing."""
-    incidents: tuple[tuple[str, str, str], ...]
-    """Open incidents: kind, step, error code or class."""
-    created_at: datetime
-    closed_at: datetime | None
-    history: tuple[StepView, ...]
-
-
 @dataclass(frozen=True, slots=True)
 class Handle(Generic[R]):
     """One run of a saga."""
@@ -131,8 +96,9 @@ class Handle(Generic[R]):
         """Wait for the end and return the result.
 
         Wakes at once where the coordinator runs in this process, elsewhere by a poll every second that all waiters
-        of the process share. Raises SagaCompensated if the saga was rolled back, ResultTimeout after `timeout`
-        (None waits without end; the saga goes on either way). Cancelling is safe.
+        of the process share. Raises SagaCompensated if the saga was rolled back, SagaTerminated or SagaAbandoned if a
+        person closed it, ResultTimeout after `timeout` (None waits without end; the saga goes on either way).
+        Cancelling is safe.
         """
         result: R = await self.client._result(self, timeout)
         return result
@@ -198,8 +164,8 @@ def _together(starts: Sequence[_Rows]) -> Changes:
     return changes
 
 
-class Client:
-    """Starts sagas and waits for them. Made by the app; one per app."""
+class Client(Operations):
+    """Starts sagas, waits for them, and does what operators do. Made by the app; one per app."""
 
     def __init__(
         self,
@@ -212,7 +178,10 @@ class Client:
         spawner: Spawner,
         publish: Callable[[Sequence[StoredRow]], None],
         after_commit: Callable[[Any], None],
-        canceller: Canceller,
+        verbs: Orders,
+        operators: OperatorStore,
+        parking: DeadLetterStore,
+        resend: Resend,
         inside_handler: Callable[[], bool],
         closed_here: bool = False,
         lane: Lane | None = None,
@@ -221,15 +190,13 @@ class Client:
 
         `closed_here` says that it tells `closed` of most runs that are started here.
         """
-        self._registry = registry
+        super().__init__(registry, operators, parking, verbs, namespace=namespace, resend=resend)
         self._store = store
-        self._namespace = namespace
         self._clock = clock
         self._ids = ids
         self._spawner = spawner
         self._publish = publish
         self._after_commit = after_commit
-        self._canceller = canceller
         self._inside_handler = inside_handler
         self._closed_here = closed_here
         self._starts: Batcher[_Start] = Batcher(
@@ -269,24 +236,43 @@ class Client:
         WouldDeadlock, StorageUnavailable (unknown: repeat it with the same id).
         """
         definition = self._registry.require(saga.name, saga.version)
+        raw = definition.input.encode(input, what=f"input of saga {saga.name!r}")
+        return await self._start_once(definition, raw, id, session, if_open, if_closed)
+
+    async def start_json(self, saga: str, raw: bytes, *, id: str | None = None) -> Handle[Any]:
+        """Start the latest version of a saga by name, with its input as JSON; else as `start`."""
+        definition = self._registry.latest(saga)
+        input = definition.input.decode(raw, what=f"input of saga {saga!r}")
+        raw = definition.input.encode(input, what=f"input of saga {saga!r}")
+        return await self._start_once(definition, raw, id, None, "use_existing", "use_existing")
+
+    async def _start_once(
+        self,
+        definition: SagaDefinition,
+        raw: bytes,
+        id: str | None,
+        session: AsyncSession | None,
+        if_open: IfOpen,
+        if_closed: IfClosed,
+    ) -> Handle[Any]:
+        name = definition.name
         if session is None and self._inside_handler():
             raise WouldDeadlock(
-                "Pass session=, so that the start joins the handler's transaction.", saga=saga.name
+                "Pass session=, so that the start joins the handler's transaction.", saga=name
             )
         run_id = self._ids.uuid7()
         saga_id = str(run_id) if id is None else id
-        _check_id(saga_id, saga.name)
-        raw = definition.input.encode(input, what=f"input of saga {saga.name!r}")
+        _check_id(saga_id, name)
         run_number = 1
         while True:
             rows = self._new(definition, run_id, saga_id, run_number, raw)
             if await self._insert(session, rows):
-                return Handle(saga.name, saga_id, run_id, definition, self, self._clock.monotonic())
-            existing = await self._store.find(session, saga.name, saga_id)
+                return Handle(name, saga_id, run_id, definition, self, self._clock.monotonic())
+            existing = await self._store.find(session, name, saga_id)
             if existing is None:
                 continue
-            if await self._use(session, existing, saga.name, saga_id, raw, if_open, if_closed):
-                return Handle(saga.name, saga_id, existing.run_id, definition, self)
+            if await self._use(session, existing, name, saga_id, raw, if_open, if_closed):
+                return Handle(name, saga_id, existing.run_id, definition, self)
             run_number = existing.run_number + 1
 
     async def execute(
@@ -329,7 +315,7 @@ class Client:
         if policy == "fail":
             raise (AlreadyOpen if is_open else AlreadyClosed)(saga=saga, saga_id=saga_id)
         if policy == "cancel_then_start":
-            await self._canceller.cancel(
+            await self.cancel(
                 existing.run_id, actor="client.start", reason="cancel_then_start", session=session
             )
             now = await self._store.find(session, saga, saga_id)
@@ -403,6 +389,11 @@ class Client:
         self._publish(rows)
 
     # --- waiting ------------------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> int:
+        """How many runs somebody waits for."""
+        return len(self._waiting)
 
     def closed(self, runs: Sequence[Closed]) -> None:
         """Runs were closed by this process: wake their waiters at once."""
@@ -482,7 +473,11 @@ class Client:
     async def _outcome(self, handle: Handle[Any], run: Closed) -> Any:
         if run.status == Status.COMPLETED:
             return handle.definition.output.decode(run.result or b"null", what="result")
-        raise await self._compensated(handle, decode_state(self._namespace, str(run.run_id), run.state))
+        state = decode_state(self._namespace, str(run.run_id), run.state)
+        if run.status == Status.COMPENSATED:
+            raise await self._compensated(handle, state)
+        ended = SagaTerminated if run.status == Status.TERMINATED else SagaAbandoned
+        raise ended(saga=handle.saga, saga_id=handle.id)
 
     async def _compensated(self, handle: Handle[Any], state: State) -> SagaCompensated:
         steps = handle.definition.steps
@@ -507,6 +502,14 @@ class Client:
 
     # --- looking ------------------------------------------------------------------------------
 
+    async def describe_run(self, run: Run) -> Description:
+        """Return a run as of the last commit. Raises SagaNotFound, UnknownSaga."""
+        run_id = run if isinstance(run, UUID) else run.run_id
+        row = await self._store.describe(run_id)
+        if row is None:
+            raise SagaNotFound()
+        return views.describe(row, self._registry.require(row.saga, row.saga_version), self._namespace)
+
     async def describe(self, handle: Handle[Any]) -> Description:
         """Return an instance as of the last commit. Raises SagaNotFound.
 
@@ -515,29 +518,4 @@ class Client:
         row = await self._store.describe(handle.run_id)
         if row is None:
             raise SagaNotFound(saga=handle.saga, saga_id=handle.id)
-        steps = handle.definition.steps
-        try:
-            state = decode_state(self._namespace, str(row.run_id), row.state)
-        except Exception:  # whatever is wrong with it, its incident is what is looked for
-            state = initial(self._namespace, str(row.run_id))
-        waiting = state.outstanding
-        return Description(
-            namespace=self._namespace,
-            saga=row.saga,
-            version=row.saga_version,
-            id=row.saga_id,
-            run_id=row.run_id,
-            run_number=row.run_number,
-            status=row.status,
-            current_step=steps[waiting.step].name if waiting else None,
-            plan=tuple((steps[undo.step].name, undo.state.value) for undo in state.plan),
-            incidents=tuple((each.kind, each.step, each.error) for each in row.incidents),
-            created_at=row.created_at,
-            closed_at=row.closed_at,
-            history=tuple(
-                StepView(
-                    at, past.event, past.step, past.direction, past.attempt, from_json(past.detail or "{}")
-                )
-                for past, at in row.history
-            ),
-        )
+        return views.describe(row, handle.definition, self._namespace)

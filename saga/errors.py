@@ -154,6 +154,45 @@ class PastPivot(SagaError):
     code = "SG308"
 
 
+class VerbNotAllowed(SagaError):
+    """The instance is in a state in which this verb means nothing or is too dangerous.
+
+    `allowed` names the verbs that its state allows.
+    """
+
+    code = "SG313"
+
+    def __init__(
+        self,
+        text: str = "",
+        *,
+        saga: str | None = None,
+        step: str | None = None,
+        saga_id: str | None = None,
+        allowed: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(text, saga=saga, step=step, saga_id=saga_id)
+        self.allowed = allowed
+
+
+class ReasonRequired(SagaError):
+    """This verb needs a reason, which is kept in the audit row."""
+
+    code = "SG314"
+
+
+class SeveralFound(SagaError):
+    """Sagas of different names have an instance of this id."""
+
+    code = "SG316"
+
+
+class DeadLetterNotFound(SagaError):
+    """There is no parked message of this id."""
+
+    code = "SG315"
+
+
 class PastCompensation(SagaError):
     """The saga is compensating or compensated: its forward path is closed for good."""
 
@@ -207,6 +246,18 @@ class SagaCompensated(SagaEnded):
         self.reason = reason
         self.details = details
         self.undone = undone
+
+
+class SagaTerminated(SagaEnded):
+    """The saga was stopped by a person, without undo; the audit row names the effects that stand."""
+
+    code = "SG404"
+
+
+class SagaAbandoned(SagaEnded):
+    """The saga was given up by a person while it needed attention; the audit row names the effects that stand."""
+
+    code = "SG405"
 
 
 # --- infrastructure ---------------------------------------------------------------------------

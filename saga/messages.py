@@ -55,6 +55,13 @@ class Direction(StrEnum):
     COMPENSATE = "compensate"
     FENCE = "fence"
     """Makes sure that the action never runs from now on, or learns that it had run; undoes nothing."""
+    CLOSE = "close"
+    """The same for the undo: a person settled it, and what of it is still in flight must not run (P26)."""
+
+
+FENCES: Final = frozenset({Direction.FENCE, Direction.CLOSE})
+NO_BARRIER: Final = "no_barrier"
+"""Error of a failed fence: its participant keeps no barrier."""
 
 
 class Outcome(StrEnum):
@@ -90,7 +97,7 @@ class Command:
     round: Number = 0
     forwarditeration: Number = 0
     forwardround: Number = 0
-    direction: Literal["forward", "compensate", "fence"]
+    direction: Literal["forward", "compensate", "fence", "close"]
     commandid: Id
     attempt: Number
     resend: bool = False
@@ -116,7 +123,7 @@ class Reply:
     step: Name
     iteration: Number = 0
     round: Number = 0
-    direction: Literal["forward", "compensate", "fence"]
+    direction: Literal["forward", "compensate", "fence", "close"]
     commandid: Id
     attempt: Number
     outcome: Literal["done", "refused", "failed", "nothing_to_undo", "had_run"]
@@ -206,6 +213,11 @@ def commands_channel(namespace: str, queue: str) -> str:
 def replies_channel(namespace: str) -> str:
     """Name of the channel that carries replies to the coordinators of a namespace."""
     return f"saga.{namespace}.replies"
+
+
+def is_ours(channel: str) -> bool:
+    """Whether commands or replies travel on the channel; topics of domain events have other names."""
+    return channel.startswith("saga.")
 
 
 def parking_channel(channel: str) -> str:

@@ -31,6 +31,8 @@ PREFIX: Final = "SAGA_"
 FILE: Final = "SAGA_SETTINGS_FILE"
 FAILPOINTS: Final = ("SAGA_FAIL", "SAGA_FAIL_LOG")
 """Crash points of a test run; read by `saga.cli` alone."""
+PROGRAM: Final = ("SAGA_APP", "SAGA_ACTOR", "SAGA_HEALTH")
+"""Options of the program `saga` that stand for one process, as `--app`, `--actor` and `--health` do."""
 OURS: Final = re.compile(r"SAGA_(TEST|DEMO|DEVSERVICES)_\w+")
 """Set by the library's own tests, demo and tools for the processes that they start."""
 _CREDENTIALS: Final = re.compile(r"(?<=//)(?P<user>[^/@:]*):.*(?=@)")
@@ -58,7 +60,10 @@ class Settings(BaseSettings):
     )
     broker: SecretStr = Field(
         SecretStr("memory://"),
-        description="Broker: `amqp://user:password@host/vhost`, or `memory://` in one process.",
+        description=(
+            "Broker: `amqp://user:password@host/vhost`, `database://` for queues in the database, or `memory://` in "
+            "one process."
+        ),
     )
     namespace: str = Field(
         "default", description="Prefix of queues and part of every row's key: what is not of it is not seen."
@@ -176,7 +181,16 @@ def reference() -> str:
             f"| `{name}` | `{variable}` | {'none' if default is None else f'`{default}`'} | {field.description} |"
         )
     names = " and ".join(f"`{name}`" for name in FAILPOINTS)
-    return "\n".join([*lines, "", f"{names} arm crash points in tests; never set them otherwise.", ""])
+    options = ", ".join(f"`{name}`" for name in PROGRAM)
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{options} stand for the options of the same names of the program `saga`.",
+            f"{names} arm crash points in tests; never set them otherwise.",
+            "",
+        ]
+    )
 
 
 def _fields() -> Iterator[tuple[str, str, FieldInfo]]:
@@ -194,7 +208,7 @@ def _value(settings: Settings, name: str) -> object:
 
 
 def _refuse_unknown(names: Collection[str], where: str) -> None:
-    known = [variable for _, variable, _ in _fields()] + [FILE]
+    known = [variable for _, variable, _ in _fields()] + [FILE, *PROGRAM]
     for name in sorted(names):
         if name.startswith(PREFIX) and name not in (*known, *FAILPOINTS) and not OURS.fullmatch(name):
             near = get_close_matches(name, known, n=1, cutoff=0.6)

@@ -6,7 +6,12 @@ from typing import Final
 
 SQLITE: Final = "sqlite"
 POSTGRES_RABBITMQ: Final = "postgres-rabbitmq"
+POSTGRES: Final = "postgres"
+"""The database as broker, separate processes."""
+SQLITE_SHARED: Final = "sqlite-shared"
+"""The same on one file."""
 STACKS: Final = (SQLITE, POSTGRES_RABBITMQ)
+DATABASE_ONLY: Final = (POSTGRES, SQLITE_SHARED)
 # The row's check touches neither a database nor a broker: one pure check proves it for every stack.
 PURE: Final = ("pure",)
 
@@ -41,6 +46,7 @@ DUE: Final[dict[str, tuple[str, ...]]] = {
     "F-07": STACKS,
     # Brokers and databases
     "G-01": (SQLITE,),  # the in-process broker itself
+    "G-02": DATABASE_ONLY,  # the database broker itself
     "G-03": (POSTGRES_RABBITMQ,),  # RabbitMQ itself
     "G-06": PURE,  # "each capability switched off in turn on the memory adapter"
     "G-07": STACKS,
@@ -49,6 +55,7 @@ DUE: Final[dict[str, tuple[str, ...]]] = {
     "G-10": (POSTGRES_RABBITMQ,),  # a proxy cuts connections at COMMIT; SQLite has no connection to cut
     # Using it
     "I-01": STACKS,
+    "I-06": (SQLITE,),  # an environment owns its time, so its database is SQLite on every stack
     "I-07": PURE,  # programs that type checkers refuse
     "I-11": STACKS,
     # Operations

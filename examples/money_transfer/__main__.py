@@ -1,4 +1,7 @@
-"""`python -m examples.money_transfer demo`: plays the scenarios and exits with 0 only if all went as expected."""
+"""`python -m examples.money_transfer demo` plays the scenarios, `load` plays many transfers at once.
+
+Both exit with 0 only if all went as expected.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from collections.abc import Sequence
 from types import FrameType
 
 from examples.money_transfer.faults import SABOTAGES
-from examples.money_transfer.layouts import Embedded, Layout, Servers
+from examples.money_transfer.layouts import LAYOUTS, Embedded, Layout, Servers
+from examples.money_transfer.load import REDRIVE_SECONDS, Load, on_servers, opening
 from examples.money_transfer.processes import DemoError
 from examples.money_transfer.runner import Runner
 from examples.money_transfer.scenarios import SCENARIOS
@@ -18,30 +22,61 @@ from examples.money_transfer.scenarios import SCENARIOS
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m examples.money_transfer", description=__doc__)
-    demo = parser.add_subparsers(dest="verb", required=True).add_parser("demo", help="play the scenarios")
-    demo.add_argument("--stack", choices=["sqlite", "postgres-rabbitmq"], default="sqlite")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    demo = verbs.add_parser("demo", help="play the scenarios")
+    demo.add_argument("--stack", choices=list(LAYOUTS), default="sqlite")
     demo.add_argument("--seed", type=int, help="of the crash points; by default a new one each time")
     names = [scenario.name for scenario in SCENARIOS]
     demo.add_argument("--scenario", action="append", choices=names, help="play only this one (repeatable)")
     demo.add_argument("--database-each", action="store_true", help="on servers: not schemas but databases")
     demo.add_argument("--sabotage", choices=SABOTAGES, default="", help=argparse.SUPPRESS)
+    load = verbs.add_parser("load", help="play many transfers at once, on one SQLite file or on servers")
+    load.add_argument("--transfers", type=int, default=1_000)
+    load.add_argument("--accounts", type=int, default=8, help="at least one at each of the two banks")
+    load.add_argument("--concurrency", type=int, default=32)
+    load.add_argument("--seed", type=int, help="of what is transferred; by default a new one each time")
+    load.add_argument(
+        "--database", default="", help="address of a PostgreSQL, as a role that may make databases"
+    )
+    load.add_argument("--broker", default="", help="address of a RabbitMQ")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _leave)
     seed = random.randrange(1_000_000) if options.seed is None else options.seed
-    chosen = [each for each in SCENARIOS if not options.scenario or each.name in options.scenario]
     try:
-        with _layout(options) as layout:
-            print(f"money transfer, {layout.title}\nseed {seed}")
-            return 0 if Runner(layout, seed=seed, tell=_tell).run(chosen) else 1
+        return _load(options, seed) if options.verb == "load" else _demo(options, seed)
     except DemoError as error:
-        print(f"demo: {error}", file=sys.stderr)
+        print(f"{options.verb}: {error}", file=sys.stderr)
         return 2
 
 
+def _demo(options: argparse.Namespace, seed: int) -> int:
+    chosen = [each for each in SCENARIOS if not options.scenario or each.name in options.scenario]
+    with _layout(options) as layout:
+        print(f"money transfer, {layout.title}\nseed {seed}")
+        return 0 if Runner(layout, seed=seed, tell=_tell).run(chosen) else 1
+
+
+def _load(options: argparse.Namespace, seed: int) -> int:
+    if min(options.transfers, options.accounts - 1, options.concurrency) < 1:
+        raise DemoError("there are at least one transfer, two accounts and a concurrency of one")
+    accounts = opening(options.accounts)
+    if options.database or options.broker:
+        on_servers(options.database, options.broker)
+        layout: Layout = Servers(opening=accounts)
+    else:
+        layout = Embedded(opening=accounts)
+    layout.environment["DEMO_REDRIVE_SECONDS"] = str(REDRIVE_SECONDS)
+    with layout:
+        print(f"money transfer, {layout.title}\nseed {seed}", flush=True)
+        load = Load(layout, accounts, concurrency=options.concurrency, seed=seed)
+        return 0 if load.play(options.transfers, tell=_tell, bar=sys.stderr) else 1
+
+
 def _layout(options: argparse.Namespace) -> Layout:
-    if options.stack == "sqlite":
-        return Embedded(options.sabotage)
-    return Servers(options.sabotage, database_each=options.database_each)
+    layout = LAYOUTS[options.stack]
+    if issubclass(layout, Servers):
+        return layout(options.sabotage, database_each=options.database_each)
+    return layout(options.sabotage)
 
 
 def _tell(line: str) -> None:

@@ -16,6 +16,16 @@ from typing import Any, NamedTuple, Protocol
 ACCOUNTS = "SELECT id, balance FROM {schema}account ORDER BY id"
 LEDGER = "SELECT transfer, kind, account, delta FROM {schema}ledger ORDER BY id"
 NOTIFICATIONS = "SELECT transfer FROM {schema}notification ORDER BY id"
+TOTAL = """
+WITH balances AS ({balances}), moves AS ({moves}), on_the_way AS (
+    SELECT -min(CASE WHEN kind = 'withdraw' THEN delta END) AS amount FROM moves GROUP BY transfer
+    HAVING count(CASE WHEN kind = 'withdraw' THEN 1 END) > 0
+       AND count(CASE WHEN kind IN ('deposit', 'refund') THEN 1 END) = 0
+)
+SELECT (SELECT coalesce(sum(balance), 0) FROM balances) + (SELECT coalesce(sum(amount), 0) FROM on_the_way)
+"""
+"""`Books.total` in one statement, for books that are too long to be read every second."""
+STATES = "SELECT status, count(*) FROM saga_instance GROUP BY status"
 SECONDS_MAX = 10.0
 
 Rows = Sequence[Sequence[Any]]
@@ -66,6 +76,10 @@ class Auditor(Protocol):
         """Return the books as of now, in one snapshot."""
         ...
 
+    def total(self) -> int:
+        """Return all the money there is, in cents, as of one snapshot."""
+        ...
+
 
 class SqliteAuditor:
     """Reads the one file of the embedded form."""
@@ -85,6 +99,13 @@ class SqliteAuditor:
             connection.close()
         return _books(accounts, ledger, notifications)
 
+    def total(self) -> int:
+        connection = sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, timeout=SECONDS_MAX)
+        try:
+            return int(connection.execute(_total([""])).fetchone()[0])
+        finally:
+            connection.close()
+
 
 class PostgresAuditor:
     """Reads the schemas of two banks and a notifier; in one snapshot, if they are in one database."""
@@ -96,6 +117,13 @@ class PostgresAuditor:
 
     def read(self) -> Books:
         return asyncio.run(asyncio.wait_for(self.read_async(), SECONDS_MAX))
+
+    def total(self) -> int:
+        """Only where both banks are in one database: elsewhere there is no snapshot of both."""
+        (url,) = {url for url, _ in self._banks}
+        query = _total([f'"{schema}".' for _, schema in self._banks])
+        found = asyncio.run(asyncio.wait_for(_snapshot(url, [query]), SECONDS_MAX))
+        return int(found[0][0][0])
 
     async def read_async(self) -> Books:
         """`read` for those who are in an event loop."""
@@ -112,6 +140,19 @@ class PostgresAuditor:
         return _books(*(found[query.split(" FROM ")[0]] for query in (ACCOUNTS, LEDGER, NOTIFICATIONS)))
 
 
+def states(environment: Mapping[str, str]) -> dict[str, int]:
+    """Return how many transfers stand how, as the coordinator's database says; `environment` is a layout's."""
+    url = environment.get("DEMO_DATABASE") or environment["MONEY_TRANSFER_COORDINATOR_DATABASE"]
+    if not url.startswith("sqlite"):
+        (rows,) = asyncio.run(asyncio.wait_for(_snapshot(url, [STATES]), SECONDS_MAX))
+        return {row[0]: row[1] for row in rows}
+    connection = sqlite3.connect(url.partition(":///")[2], timeout=SECONDS_MAX)
+    try:
+        return dict(connection.execute(STATES).fetchall())
+    finally:
+        connection.close()
+
+
 async def _snapshot(url: str, queries: Sequence[str]) -> list[Rows]:
     import asyncpg
 
@@ -121,6 +162,13 @@ async def _snapshot(url: str, queries: Sequence[str]) -> list[Rows]:
             return [[tuple(row) for row in await connection.fetch(each)] for each in queries]
     finally:
         await connection.close(timeout=SECONDS_MAX)
+
+
+def _total(schemas: Sequence[str]) -> str:
+    return TOTAL.format(
+        balances=" UNION ALL ".join(f"SELECT balance FROM {schema}account" for schema in schemas),
+        moves=" UNION ALL ".join(f"SELECT transfer, kind, delta FROM {schema}ledger" for schema in schemas),
+    )
 
 
 def _books(accounts: Rows, ledger: Rows, notifications: Rows) -> Books:

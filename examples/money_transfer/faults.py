@@ -13,17 +13,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from saga.brokers.base import (
-    Broker,
-    Capabilities,
-    Channel,
-    ChannelStatus,
-    Consumer,
-    OutMessage,
-    PublishOutcome,
-)
+from saga.brokers.base import Broker, OutMessage, PublishOutcome
+from saga.clock import SystemClock
 from saga.definition.activity import Activity
-from saga.messages import decode_replies, replies_channel
+from saga.messages import Command, decode_replies, replies_channel
+from saga.testing.wire import PassingOn, carried, lost
 
 
 @dataclass(frozen=True)
@@ -38,36 +32,27 @@ class Crash:
     """SIGKILL at a point that a run without faults passes in that process, drawn by the seed; then started again."""
 
 
-Fault = LostReply | Crash
+@dataclass(frozen=True)
+class BankDown:
+    """The bank that does a step cannot reach its own database: its first attempts fail."""
+
+    step: str
+    attempts: int = 3
 
 
-class PassingOn:
-    """A broker that does what the one behind it does; a base for those that do not quite."""
+@dataclass(frozen=True)
+class Copies:
+    """Every message is delivered twice, and the first command of a step once more after its transfer has ended."""
 
-    def __init__(self, broker: Broker) -> None:
-        self._broker = broker
+    late: str
 
-    @property
-    def capabilities(self) -> Capabilities:
-        return self._broker.capabilities
 
-    async def start(self) -> None:
-        await self._broker.start()
-
-    async def declare(self, channels: Sequence[Channel]) -> None:
-        await self._broker.declare(channels)
-
-    def publish(self, messages: Sequence[OutMessage]) -> Sequence[asyncio.Future[PublishOutcome]]:
-        return self._broker.publish(messages)
-
-    async def consume(self, channel: str, *, prefetch: int) -> Consumer:
-        return await self._broker.consume(channel, prefetch=prefetch)
-
-    async def status(self, channel: str) -> ChannelStatus:
-        return await self._broker.status(channel)
-
-    async def close(self) -> None:
-        await self._broker.close()
+Fault = LostReply | Crash | BankDown | Copies
+LATE: Final = "late"
+"""What stands in the log of `Copying` when the late copy was sent."""
+LATE_SECONDS: Final = 1.0
+LATE_SECONDS_MAX: Final = 10.0
+POLL_SECONDS: Final = 0.05
 
 
 class LosingReplies(PassingOn):
@@ -80,7 +65,7 @@ class LosingReplies(PassingOn):
         self._log = log
 
     def publish(self, messages: Sequence[OutMessage]) -> Sequence[asyncio.Future[PublishOutcome]]:
-        return [self._lose() if self._hits(each) else self._broker.publish([each])[0] for each in messages]
+        return [self._lose() if self._hits(each) else self.broker.publish([each])[0] for each in messages]
 
     def _hits(self, message: OutMessage) -> bool:
         if message.channel != self._channel or self._log.exists():
@@ -92,11 +77,79 @@ class LosingReplies(PassingOn):
         return lost()
 
 
-def lost() -> asyncio.Future[PublishOutcome]:
-    """Return what the publisher of a message hears if it is confirmed and never delivered (RMQ-18)."""
-    outcome: asyncio.Future[PublishOutcome] = asyncio.get_running_loop().create_future()
-    outcome.set_result(PublishOutcome.CONFIRMED)
-    return outcome
+class Copying(PassingOn):
+    """Sends every message twice, and one of them once more when the transfer has ended; writes both down.
+
+    `wait_for_late` in the process that waits for the transfer says when that is.
+    """
+
+    def __init__(self, broker: Broker, *, late: str, log: Path) -> None:
+        super().__init__(broker)
+        self._late = late
+        self._log = log
+        self._kept: OutMessage | None = None
+
+    def publish(self, messages: Sequence[OutMessage]) -> Sequence[asyncio.Future[PublishOutcome]]:
+        late = next((message for message in messages if self._is_late(message)), None)
+        if late is not None and self._kept is None:
+            self._kept = late
+            self._send_late(late)
+        outcomes = self.broker.publish(messages)
+        self.broker.publish(messages)
+        write(self._log, "twice\n" * len(messages))
+        return outcomes
+
+    def _is_late(self, message: OutMessage) -> bool:
+        return any(
+            isinstance(each, Command) and each.step == self._late and each.direction == "forward"
+            for each in carried(message)
+        )
+
+    def _send_late(self, message: OutMessage) -> None:
+        if not _ended(self._log).exists():
+            asyncio.get_running_loop().call_later(POLL_SECONDS, self._send_late, message)
+            return
+        self.broker.publish([message])
+        write(self._log, f"{LATE}\n")
+
+
+def logged(log: Path) -> list[str]:
+    """Return what faults have written down, a line each."""
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def write(log: Path, lines: str) -> None:
+    """Write down that faults have fired; several processes may write to one log."""
+    with log.open("a") as file:
+        file.write(lines)
+
+
+def _ended(log: Path) -> Path:
+    return log.with_suffix(".ended")
+
+
+async def wait_for_late(log: Path) -> None:
+    """The transfer has ended: wait until the late copy was sent, and a moment for what it may do."""
+    _ended(log).touch()
+    clock = SystemClock()
+    until = clock.monotonic() + LATE_SECONDS_MAX
+    while LATE not in logged(log) and clock.monotonic() < until:
+        await clock.sleep(POLL_SECONDS)
+    await clock.sleep(LATE_SECONDS)
+
+
+def bring_down(activity: Activity[Any, Any, Any], attempts: int, log: Path) -> None:
+    """Let the first attempts of an activity fail in this process, and write each down."""
+    handler = activity.handler
+    assert handler is not None
+
+    async def down_at_first(**arguments: Any) -> Any:
+        if len(logged(log)) < attempts:
+            write(log, "down\n")
+            raise ConnectionError("the bank's database is away")
+        return await handler.function(**arguments)
+
+    activity.handler = replace(handler, function=down_at_first)
 
 
 # --- sabotage ---------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Where the scenarios play: one process on one SQLite file, or a service each on PostgreSQL and RabbitMQ.
+"""Where the scenarios play: one process on one SQLite file, or a service each, with a broker or with a database only.
 
 A layout makes the databases, keeps the processes up, plays one transfer at a time, and starts again whatever SIGKILL
 ended, without the fault that did it. The runner sees no difference between them.
@@ -189,11 +189,45 @@ class Embedded(Layout):
         return [STARTER]
 
 
-class Servers(Layout):
-    """Coordinator, both banks, notifier and starter as processes of their own, each with its role and schema."""
+class Services(Layout):
+    """Coordinator, both banks, notifier and starter as processes of their own."""
+
+    services = tuple(SCHEMAS)
+
+    def _arguments(self, name: str, order: str) -> Sequence[str]:
+        if name == STARTER:
+            return ["-m", self._stage, STARTER, order]
+        role = "coordinator" if name == "coordinator" else "participant"
+        return ["-m", "saga.cli", role, f"{self._stage}:{name}"]
+
+    def home(self, step: str) -> str:
+        return {"withdraw": "savings", "deposit": "giro", "notify": "notifier"}[step]
+
+    def victims(self, random: Random) -> Sequence[str]:
+        return ["coordinator", random.choice(["savings", "giro", "notifier"])]
+
+
+class SharedFile(Services):
+    """All of them on one SQLite file, which is their broker too."""
+
+    title = "sqlite-shared: coordinator, two banks, notifier and starter as processes on one SQLite file"
+
+    def _make(self, stack: ExitStack) -> None:
+        path = self.directory / "money.db"
+        url = f"sqlite:///{path}"
+        for service in SCHEMAS:
+            self.environment[f"MONEY_TRANSFER_{service.upper()}_DATABASE"] = url
+        self.environment["MONEY_TRANSFER_BROKER"] = "database://"
+        opening = {name: cents for bank in self._opening.values() for name, cents in bank.items()}
+        asyncio.run(prepare_service(url, None, [accounts, ledger, notifications], opening))
+        self.auditor = SqliteAuditor(path)
+
+
+class Servers(Services):
+    """Each with its role and schema in one PostgreSQL database, or with a database of its own."""
 
     title = "postgres-rabbitmq: coordinator, two banks, notifier and starter as processes of their own"
-    services = tuple(SCHEMAS)
+    needs: ClassVar[Sequence[str]] = ("SAGA_DEMO_POSTGRES_URL", "SAGA_DEMO_RABBITMQ_URL")
     _tables: ClassVar[Mapping[str, Sequence[Table]]] = {
         "savings": [accounts, ledger],
         "giro": [accounts, ledger],
@@ -211,18 +245,15 @@ class Servers(Layout):
         """`database_each` gives every service a database of its own, where there is no snapshot of all of them."""
         super().__init__(sabotage, opening=opening, stage=stage)
         self._database_each = database_each
-        try:
-            self._postgres_url = os.environ["SAGA_DEMO_POSTGRES_URL"]
-            self._rabbitmq_url = os.environ["SAGA_DEMO_RABBITMQ_URL"]
-        except KeyError as missing:
-            raise DemoError(
-                f"{missing.args[0]} is not set; `make demo STACK=postgres-rabbitmq` sets it"
-            ) from None
+        for name in self.needs:
+            if name not in os.environ:
+                stack = self.title.partition(":")[0]
+                raise DemoError(f"{name} is not set; `make demo STACK={stack}` sets it")
 
     def _make(self, stack: ExitStack) -> None:
         from devservices import Origin, Postgres
 
-        server = Postgres(self._postgres_url, Origin.URL)
+        server = Postgres(os.environ["SAGA_DEMO_POSTGRES_URL"], Origin.URL)
         audited: dict[str, tuple[str, str]] = {}
         shared = None if self._database_each else self._database(server, stack)
         for service, schema in SCHEMAS.items():
@@ -236,9 +267,7 @@ class Servers(Layout):
             asyncio.run(prepare_service(url, schema, tables, opening))
             self.environment[f"MONEY_TRANSFER_{service.upper()}_DATABASE"] = url
             audited[service] = (database, schema)
-        self.environment["MONEY_TRANSFER_BROKER"] = self._rabbitmq_url
-        self.environment["DEMO_NAMESPACE"] = namespace = f"demo-{secrets.token_hex(4)}"
-        stack.callback(lambda: asyncio.run(_delete_queues(self._rabbitmq_url, namespace)))
+        self.environment["MONEY_TRANSFER_BROKER"] = self._broker(stack)
         self.auditor = PostgresAuditor([audited["savings"], audited["giro"]], audited["notifier"])
 
     @staticmethod
@@ -247,17 +276,31 @@ class Servers(Layout):
         stack.callback(server.drop_database, url)
         return url
 
-    def _arguments(self, name: str, order: str) -> Sequence[str]:
-        if name == STARTER:
-            return ["-m", self._stage, STARTER, order]
-        role = "coordinator" if name == "coordinator" else "participant"
-        return ["-m", "saga.cli", role, f"{self._stage}:{name}"]
+    def _broker(self, stack: ExitStack) -> str:
+        """Return the broker's address, with a namespace whose queues are removed at the end."""
+        url = os.environ["SAGA_DEMO_RABBITMQ_URL"]
+        self.environment["DEMO_NAMESPACE"] = namespace = f"demo-{secrets.token_hex(4)}"
+        stack.callback(lambda: asyncio.run(_delete_queues(url, namespace)))
+        return url
 
-    def home(self, step: str) -> str:
-        return {"withdraw": "savings", "deposit": "giro", "notify": "notifier"}[step]
 
-    def victims(self, random: Random) -> Sequence[str]:
-        return ["coordinator", random.choice(["savings", "giro", "notifier"])]
+class DatabaseOnly(Servers):
+    """Without a broker: the queues are tables of the coordinator's schema, and go with it."""
+
+    title = "postgres: coordinator, two banks, notifier and starter as processes, PostgreSQL is the broker"
+    needs = ("SAGA_DEMO_POSTGRES_URL",)
+
+    def _broker(self, stack: ExitStack) -> str:
+        coordinator = self.environment["MONEY_TRANSFER_COORDINATOR_DATABASE"]
+        return f"{coordinator}?schema={SCHEMAS['coordinator']}"
+
+
+LAYOUTS: Final[Mapping[str, type[Layout]]] = {
+    "sqlite": Embedded,
+    "sqlite-shared": SharedFile,
+    "postgres": DatabaseOnly,
+    "postgres-rabbitmq": Servers,
+}
 
 
 async def prepare_service(

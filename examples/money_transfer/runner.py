@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from examples.money_transfer.books import Books
-from examples.money_transfer.faults import Crash, LostReply
+from examples.money_transfer.faults import LATE, BankDown, Copies, Crash, LostReply, logged
 from examples.money_transfer.layouts import STARTER, Environment, Layout
 from examples.money_transfer.scenarios import Scenario
 from examples.money_transfer.stage import OUTCOME, Event, Outcome
@@ -27,11 +27,10 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Injection:
-    """A fault as it is injected into one process: how to say it, its environment, and how to count it."""
+    """A fault as it is injected into processes: how to say it, the environment of each, and how to count it."""
 
     story: str
-    process: str
-    environment: Environment
+    environments: Mapping[str, Environment]
     fired: Callable[[Counter[str]], int]
 
 
@@ -74,7 +73,7 @@ class Runner:
         order = self._order(scenario)
         before = self._layout.auditor.read().total
         self._tell(f"   {order.id}: {order.amount} from {order.source} to {order.target}")
-        faults = {} if injection is None else {injection.process: injection.environment}
+        faults = {} if injection is None else injection.environments
         if injection is not None:
             self._tell(f"   fault: {injection.story}")
         played = self._layout.play(order, faults)
@@ -125,9 +124,24 @@ class Runner:
                 log = self._layout.directory / "lost-replies"
                 yield Injection(
                     f"the first reply of {step} is lost",
-                    self._layout.home(step),
-                    {"DEMO_LOSE_REPLY_OF": step, "DEMO_LOST_REPLIES": str(log)},
-                    lambda _: len(log.read_text().splitlines()) if log.exists() else 0,
+                    {self._layout.home(step): {"DEMO_LOSE_REPLY_OF": step, "DEMO_FAULT_LOG": str(log)}},
+                    lambda _: len(logged(log)),
+                )
+            case BankDown(step, attempts):
+                log = self._layout.directory / "bank-down"
+                down = {"DEMO_BANK_DOWN": step, "DEMO_BANK_DOWN_ATTEMPTS": str(attempts)}
+                yield Injection(
+                    f"the first {attempts} attempts of {step} fail",
+                    {self._layout.home(step): {**down, "DEMO_FAULT_LOG": str(log)}},
+                    lambda _: len(logged(log)),
+                )
+            case Copies(late):
+                log = self._layout.directory / "copies"
+                copying = {"DEMO_COPY_AND_DELAY": late, "DEMO_FAULT_LOG": str(log)}
+                yield Injection(
+                    f"every message is sent twice, and the command of {late} again after the end",
+                    dict.fromkeys((*self._layout.services, STARTER), copying),
+                    lambda _: len(logged(log)) * (LATE in logged(log)),
                 )
             case Crash():
                 for victim in self._layout.victims(self._random):
@@ -142,8 +156,7 @@ class Runner:
         self._tell(f"   a dry run passes {len(passes)} points in {place}: {' '.join(sorted(passes))}")
         return Injection(
             f"SIGKILL of {place} at {point} ({POINTS[point]}), pass {at} of {passes[point]}",
-            victim,
-            {"SAGA_FAIL": f"{point}:kill:n={at}"},
+            {victim: {"SAGA_FAIL": f"{point}:kill:n={at}"}},
             lambda deaths: deaths[victim],
         )
 
@@ -176,8 +189,10 @@ def told(line: Event) -> str:
         "TimerFired": f"no answer to {'undo of ' if undo else ''}{what}",
     }.get(line.event, f"{line.event} {what}".strip())
     if sent := line.detail.get("sent"):
-        step, direction, _, new = sent
+        step, direction, attempt, new = sent
         again = " again" if new == "resend" else ""
+        if line.event == "TimerFired" and attempt > 1 and not again:
+            said = f"time for attempt {attempt}"
         return f"{said}; {'undo of ' if direction == 'compensate' else ''}{step} sent{again}"
     status = line.detail.get("status", "")
     return f"{said}; {status}" if status in ("completed", "compensated", "needs_attention") else said

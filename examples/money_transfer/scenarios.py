@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from examples.money_transfer.faults import Crash, Fault, LostReply
+from examples.money_transfer.faults import BankDown, Copies, Crash, Fault, LostReply
 
 OPENING: Final = {"savings": {"alice": 50_000}, "giro": {"bob": 30_000}}
 """Which accounts the banks open, and with how many cents."""
@@ -81,5 +81,27 @@ SCENARIOS: Final = (
         ledger=_ARRIVED,
         notifications=1,
         fault=Crash(),
+    ),
+    Scenario(
+        "bank down",
+        "Bob's bank cannot reach its own database for a while: it is asked again until it can",
+        source="alice",
+        target="bob",
+        amount=2_500,
+        ends="completed",
+        ledger=_ARRIVED,
+        notifications=1,
+        fault=BankDown(step="deposit"),
+    ),
+    Scenario(
+        "copies",
+        "every message arrives twice, and one of them long after the end: nothing moves twice",
+        source="alice",
+        target="bob",
+        amount=2_500,
+        ends="completed",
+        ledger=_ARRIVED,
+        notifications=1,
+        fault=Copies(late="deposit"),
     ),
 )

@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 
 from examples.money_transfer import apps, faults, transfer
 from saga import App, Client, ResultTimeout, SagaCompensated, failpoints
+from saga.adapters import make_broker
 from saga.brokers.base import Broker
 from saga.clock import SystemClock, SystemIds, TaskSpawner
 
@@ -52,35 +53,40 @@ OUTCOME: Final = TypeAdapter(Outcome)
 _environment: Final = os.environ
 _namespace: Final = _environment.get("DEMO_NAMESPACE", "default")
 _sabotage: Final = _environment.get("DEMO_SABOTAGE", "")
-_options: Final[dict[str, Any]] = {"namespace": _namespace, "redrive": faults.redrive(_sabotage)}
+_redrive_seconds: Final = _environment.get("DEMO_REDRIVE_SECONDS")
+_redrive: Final = (
+    timedelta(seconds=float(_redrive_seconds)) if _redrive_seconds else faults.redrive(_sabotage)
+)
+_options: Final[dict[str, Any]] = {"namespace": _namespace, "redrive": _redrive}
+_fault_log: Final = Path(_environment.get("DEMO_FAULT_LOG", ""))
 
 
-def _broker(url: str) -> str | Broker:
+def _broker(url: str, database: str = "") -> str | Broker:
     """Return the broker's address, or the broker with the fault that this process is to have."""
-    step = _environment.get("DEMO_LOSE_REPLY_OF")
-    if not step:
+    lost, late = _environment.get("DEMO_LOSE_REPLY_OF"), _environment.get("DEMO_COPY_AND_DELAY")
+    if not lost and not late:
         return url
     ports: dict[str, Any] = {"clock": SystemClock(), "ids": SystemIds(), "spawner": TaskSpawner()}
-    inner: Broker
-    if url.startswith("memory:"):
-        from saga.brokers.memory import MemoryBroker
-
-        inner = MemoryBroker(**ports)
-    else:
-        from saga.brokers.rabbitmq import RabbitMQBroker
-
-        inner = RabbitMQBroker(url, **ports)
-    log = Path(_environment["DEMO_LOST_REPLIES"])
-    return faults.LosingReplies(inner, namespace=_namespace, step=step, log=log)
+    if url == "database://":
+        url = database
+    inner = make_broker(url, None, **ports)
+    if late:
+        return faults.Copying(inner, late=late, log=_fault_log)
+    return faults.LosingReplies(inner, namespace=_namespace, step=str(lost), log=_fault_log)
 
 
 def _participant(name: str) -> App:
-    return apps.participating(name, _settings, broker=_broker(_settings.broker), **_options)
+    broker = _broker(_settings.broker, getattr(_settings, f"{name}_database"))
+    return apps.participating(name, _settings, broker=broker, **_options)
 
 
 _settings: Final = apps.Settings()
 faults.apply(_sabotage, transfer.withdraw)
-coordinator = starter = apps.coordinating(_settings, **_options)
+if _down := _environment.get("DEMO_BANK_DOWN"):
+    faults.bring_down(getattr(transfer, _down), int(_environment["DEMO_BANK_DOWN_ATTEMPTS"]), _fault_log)
+coordinator = starter = apps.coordinating(
+    _settings, broker=_broker(_settings.broker, _settings.coordinator_database), **_options
+)
 if __name__ != "__main__":  # for `saga participant`; where all is embedded, drivers may be missing
     savings, giro, notifier = map(_participant, ("savings", "giro", "notifier"))
 
@@ -113,6 +119,8 @@ async def _transfer(form: str, order: transfer.Transfer) -> Outcome:
         for line in seen.history:
             since = (line.at - seen.created_at) // timedelta(milliseconds=1)
             outcome.history.append(Event(since, line.event, line.step, line.direction, line.detail))
+        if _environment.get("DEMO_COPY_AND_DELAY"):
+            await faults.wait_for_late(_fault_log)
         return outcome
 
 

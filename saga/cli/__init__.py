@@ -25,7 +25,8 @@ def build() -> typer.Typer:
     """Return the program with all its commands."""
     import typer
 
-    from saga.cli import config, db, processes
+    from saga.cli import config, db, look, operate, processes
+    from saga.engine.verbs import Verb
 
     # Tracebacks made pretty show local variables, and those hold payloads and passwords.
     program = typer.Typer(
@@ -34,6 +35,14 @@ def build() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
+    program.command("start")(operate.start)
+    program.command("list")(look.listing)
+    program.command("show")(look.show)
+    for verb in Verb:
+        program.command(str(verb))(operate.command(verb))
+    program.command("incidents")(look.incidents)
+    program.add_typer(look.dead_letters, name="dead-letters")
+    program.command("outbox")(look.outbox)
     program.add_typer(db.commands, name="db")
     program.command("config")(config.config)
     program.command("coordinator")(processes.coordinator)

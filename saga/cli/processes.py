@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final, NoReturn, Protocol, cast
 import typer
 
 from saga import failpoints, settings
-from saga.cli import collector
+from saga.cli import collector, health
 from saga.cli.errors import FINDING, told
 
 log: Final[logging.Logger] = logging.getLogger("saga.cli")
@@ -54,14 +54,36 @@ GraceOption = Annotated[
 LevelOption = Annotated[str | None, typer.Option("--log-level", help=f"one of {', '.join(LEVELS)}")]
 
 
-def coordinator(app: AppArgument, grace: GraceOption = None, log_level: LevelOption = None) -> None:
+HealthOption = Annotated[
+    str | None,
+    typer.Option(
+        "--health",
+        envvar="SAGA_HEALTH",
+        metavar="FILE|PORT",
+        help="tell probes: a file that is there while ready, or GET /live and /ready",
+        show_default=False,
+    ),
+]
+
+
+def coordinator(
+    app: AppArgument,
+    grace: GraceOption = None,
+    log_level: LevelOption = None,
+    probes: HealthOption = None,
+) -> None:
     """Run the app's coordinator: it receives replies, decides, sends commands and serves timers."""
-    _run(app, "run_coordinator", grace, log_level)
+    _run(app, "run_coordinator", grace, log_level, probes)
 
 
-def participant(app: AppArgument, grace: GraceOption = None, log_level: LevelOption = None) -> None:
+def participant(
+    app: AppArgument,
+    grace: GraceOption = None,
+    log_level: LevelOption = None,
+    probes: HealthOption = None,
+) -> None:
     """Run the app's participants: they take commands, run activities and reply."""
-    _run(app, "run_participant", grace, log_level)
+    _run(app, "run_participant", grace, log_level, probes)
 
 
 def load(place: str) -> Any:
@@ -89,7 +111,9 @@ def load(place: str) -> Any:
     return found
 
 
-def _run(place: str, role: str, grace_seconds: float | None, log_level: str | None) -> None:
+def _run(
+    place: str, role: str, grace_seconds: float | None, log_level: str | None, probed: str | None
+) -> None:
     with told():
         known = settings.load()
     log_level = log_level or known.log_level
@@ -112,10 +136,10 @@ def _run(place: str, role: str, grace_seconds: float | None, log_level: str | No
             if grace_seconds is None
             else timedelta(seconds=grace_seconds)
         )
-        asyncio.run(_serve(cast(Role, getattr(app, role)), grace))
+        asyncio.run(_serve(cast(Role, getattr(app, role)), grace, probed, getattr(app, "health", None)))
 
 
-async def _serve(role: Role, grace: timedelta) -> None:
+async def _serve(role: Role, grace: timedelta, probed: str | None, asked: health.Ask | None) -> None:
     """Run a role until it returns by itself or a signal asks it to; never longer than the grace after that."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
 
@@ -128,7 +152,11 @@ async def _serve(role: Role, grace: timedelta) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ask, number)
-    await role(stop, grace)
+    if asked is None:
+        await role(stop, grace)
+        return
+    async with health.told(probed, asked):
+        await role(stop, grace)
 
 
 def _leave(why: str, status: int) -> NoReturn:

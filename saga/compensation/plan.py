@@ -17,9 +17,11 @@ class UndoState(StrEnum):
     COMPENSATED = "compensated"
     NOTHING_TO_UNDO = "nothing_to_undo"
     COMPENSATION_FAILED = "compensation_failed"
+    SKIPPED = "skipped"
+    """A person decided that its effect stands."""
 
 
-SETTLED = frozenset({UndoState.COMPENSATED, UndoState.NOTHING_TO_UNDO})
+SETTLED = frozenset({UndoState.COMPENSATED, UndoState.NOTHING_TO_UNDO, UndoState.SKIPPED})
 
 
 @dataclass(frozen=True, slots=True)

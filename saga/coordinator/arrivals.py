@@ -1,13 +1,14 @@
-"""What can reach an instance: a reply, a timer, a verb; each knows how to become an engine event."""
+"""What can reach an instance: a reply, a timer, a verb; each knows how to become an engine event at `now_ms`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, assert_never
 from uuid import UUID
 
 from saga.engine.events import (
+    AbandonRequested,
     ActivityCompleted,
     ActivityFailed,
     ActivityRefused,
@@ -17,8 +18,13 @@ from saga.engine.events import (
     CompensationRefused,
     Event,
     FenceFoundEffect,
+    MarkDoneRequested,
+    RetryRequested,
+    SkipRequested,
+    TerminateRequested,
     TimerFired,
 )
+from saga.engine.verbs import Verb
 from saga.messages import Outcome, Reply
 
 DONE: Final = Outcome.DONE.value
@@ -34,8 +40,8 @@ class ReplyArrival:
     pending_id: int | None = None
     """Set if it was stored beside the instance and comes from there (P29)."""
 
-    def event(self, now_ms: int, may_resend: bool) -> Event:
-        """Return the arrival as an engine event at `now_ms`."""
+    def event(self, now_ms: int) -> Event:
+        """Return what the participant answered."""
         return reply_event(self.reply, now_ms)
 
 
@@ -47,25 +53,41 @@ class TimerArrival:
     broker_forgot: bool = False
 
     def event(self, now_ms: int, may_resend: bool) -> Event:
-        """Return the arrival as an engine event at `now_ms`."""
+        """Return the wake-up; `may_resend` says whether the redrive budget has room."""
         return TimerFired(at_ms=now_ms, may_resend=may_resend, broker_forgot=self.broker_forgot)
 
 
 @dataclass(slots=True, eq=False)
-class CancelArrival:
-    """Somebody asked to stop and undo."""
+class VerbArrival:
+    """A person ordered something. `request_id` names the order, so that it is done once (P31)."""
 
     run_id: UUID
     request_id: UUID
+    verb: Verb
     actor: str
     reason: str
+    force: bool = False
 
-    def event(self, now_ms: int, may_resend: bool) -> Event:
-        """Return the arrival as an engine event at `now_ms`."""
-        return CancelRequested(at_ms=now_ms, reason=self.reason)
+    def event(self, now_ms: int, set_apart: bool) -> Event:
+        """Return the order; `set_apart` says that the instance's row needs attention though its state does not."""
+        match self.verb:
+            case Verb.CANCEL:
+                return CancelRequested(at_ms=now_ms, reason=self.reason)
+            case Verb.RETRY:
+                return RetryRequested(at_ms=now_ms, set_apart=set_apart)
+            case Verb.MARK_DONE:
+                return MarkDoneRequested(at_ms=now_ms)
+            case Verb.SKIP:
+                return SkipRequested(at_ms=now_ms)
+            case Verb.TERMINATE:
+                return TerminateRequested(at_ms=now_ms, force=self.force)
+            case Verb.ABANDON:
+                return AbandonRequested(at_ms=now_ms, set_apart=set_apart)
+            case _:
+                assert_never(self.verb)
 
 
-Arrival = ReplyArrival | TimerArrival | CancelArrival
+Arrival = ReplyArrival | TimerArrival | VerbArrival
 
 
 def reply_event(reply: Reply, now_ms: int) -> Event:

@@ -28,7 +28,11 @@ class RedriveBudget:
 
     def answered(self, destination: str, count: int, now: float) -> None:
         """Replies came from `destination`."""
-        self._of(destination).replies.append((now, count))
+        known = self._of(destination)
+        known.replies.append((now, count))
+        # It is silent no more: if it falls silent again, the oldest command is looked for anew, for the one that was
+        # probed last may have ended, and nobody older would come to take its place.
+        known.oldest = None
 
     def may_resend(self, destination: str, run_id: UUID, now: float) -> bool:
         """Return whether the command of this run may be sent again now. Run ids order by age."""
@@ -40,7 +44,6 @@ class RedriveBudget:
                 known.oldest, known.oldest_seen = run_id, now
                 return True
             return False
-        known.oldest = None
         answered = sum(count for _, count in known.replies)
         return len(known.resends) < max(1, int(answered * SHARE))
 

@@ -38,7 +38,7 @@ from saga.messages import (
     replies_channel,
 )
 from saga.outbox.parking import Parking, parked_row
-from saga.outbox.publisher import DirectPublisher
+from saga.outbox.publisher import CommandPublisher
 from saga.storage.base import Advanced, Closed, CoordinatorStore, ParkedRow
 from saga.uuids import parse_uuid
 
@@ -64,7 +64,7 @@ class Coordinator:
         broker: Broker,
         store: CoordinatorStore,
         parking: Parking,
-        publisher: DirectPublisher,
+        publisher: CommandPublisher,
         *,
         namespace: str,
         clock: Clock,

@@ -16,7 +16,7 @@ from uuid import UUID
 from pydantic_core import to_json
 
 from saga.clock import Ids
-from saga.coordinator.arrivals import Arrival, CancelArrival, ReplyArrival, TimerArrival
+from saga.coordinator.arrivals import Arrival, ReplyArrival, TimerArrival, VerbArrival
 from saga.coordinator.redrive import RedriveBudget
 from saga.definition.builder import SagaDefinition
 from saga.definition.refs import SAGA_INPUT
@@ -34,7 +34,8 @@ from saga.engine.effects import (
 from saga.engine.events import Event
 from saga.engine.history import HistoryEntry, entry
 from saga.engine.state import State, Status, decode_state
-from saga.errors import PastPivot
+from saga.engine.verbs import Moved, Verb, standing
+from saga.errors import PastPivot, VerbNotAllowed
 from saga.messages import NULL, Reply, encode_reply
 from saga.outbox import commands
 from saga.statelog import ONWARD, StateChange, all_wanted
@@ -85,6 +86,13 @@ class _Run:
     answered: bool = False
     woken: bool = False
 
+    @property
+    def set_apart(self) -> bool:
+        """Whether the instance was set apart: its row says that it needs attention, its state does not."""
+        return (
+            self.loaded.status == Status.NEEDS_ATTENTION and self.before.status is not Status.NEEDS_ATTENTION
+        )
+
     def add(self, into: list[T], row: T) -> None:
         """Have a row written."""
         self.rows.append((into, row))
@@ -112,12 +120,14 @@ class BatchWork:
         """Replies for runs that this namespace does not know; the caller parks them."""
         self.contrary: list[ReplyArrival] = []
         """Replies that bear the id of an outstanding command and say that they are for another; parked as well."""
-        self.rejected: dict[UUID, PastPivot] = {}
+        self.rejected: dict[UUID, PastPivot | VerbNotAllowed] = {}
         """Verbs that were refused, by request id."""
         self.state_changes: list[StateChange] = []
         """What to tell after the commit."""
         self.missing: set[UUID] = set()
         """Runs that are not there."""
+        self.unserved: dict[UUID, Loaded] = {}
+        """Instances of versions that this process lacks."""
         self.due_in_ms: int | None = None
         """Shortest time until an instance of this batch is due."""
         self.windows: set[str] = set()
@@ -143,6 +153,7 @@ class BatchWork:
         """Move every instance in memory; return the payloads that writing needs."""
         self.closed, self.unknown, self.rejected, self._runs = [], [], {}, {}
         self._changes, self.due_in_ms, self.missing, self.windows = Changes(), None, set(), set()
+        self.unserved = {}
         self.state_changes, self.contrary = [], []
         poisoned: set[UUID] = set()
         for arrival in self.arrivals:
@@ -154,6 +165,7 @@ class BatchWork:
                 continue
             definition = self._registry.get(row.saga, row.saga_version)
             if definition is None:
+                self.unserved[row.run_id] = row
                 self._keep(row, arrival)
                 continue
             if arrival.run_id in poisoned:
@@ -183,11 +195,11 @@ class BatchWork:
         if isinstance(arrival, ReplyArrival) and not _agrees(run, arrival.reply):
             self.contrary.append(arrival)
             return
-        event = arrival.event(run.loaded.now_ms, self._may_resend(run, arrival))
+        event = self._event(run, arrival)
         try:
             state, effects = decide(run.definition.engine, run.state, event)
-        except PastPivot as refusal:
-            if isinstance(arrival, CancelArrival):
+        except (PastPivot, VerbNotAllowed) as refusal:
+            if isinstance(arrival, VerbArrival):
                 self.rejected[arrival.request_id] = refusal
             return
         stale = len(effects) == 1 and isinstance(effects[0], RecordStale)
@@ -198,8 +210,8 @@ class BatchWork:
             run.woken = True
             run.deferred = state is run.state
             run.broker_forgot = arrival.broker_forgot
-        elif isinstance(arrival, CancelArrival):
-            run.add(self._changes.audit, _audit(arrival, run.state, state))
+        elif isinstance(arrival, VerbArrival):
+            run.add(self._changes.audit, _audit(arrival, run, state))
         if state is run.state:
             return
         line = entry(event, run.definition.engine, run.state, state, effects)
@@ -211,8 +223,16 @@ class BatchWork:
         for effect in effects:
             self._carry_out(run, effect)
 
-    def _may_resend(self, run: _Run, arrival: Arrival) -> bool:
-        if not isinstance(arrival, TimerArrival) or run.state.outstanding is None:
+    def _event(self, run: _Run, arrival: Arrival) -> Event:
+        now_ms = run.loaded.now_ms
+        if isinstance(arrival, ReplyArrival):
+            return arrival.event(now_ms)
+        if isinstance(arrival, TimerArrival):
+            return arrival.event(now_ms, self._may_resend(run))
+        return arrival.event(now_ms, run.set_apart)
+
+    def _may_resend(self, run: _Run) -> bool:
+        if run.state.outstanding is None:
             return True
         queue = run.definition.steps[run.state.outstanding.step].queue
         return self._budget.may_resend(queue, run.loaded.run_id, self._monotonic)
@@ -260,6 +280,16 @@ class BatchWork:
         if run.finished and run.state.status is Status.COMPLETED:
             keys |= commands.output_keys(run.loaded.run_id, run.definition.result_needs)
         return keys
+
+    def moved(self, run_id: UUID) -> Moved | None:
+        """Return what was decided for an instance; None if it was set apart."""
+        run = self._runs.get(run_id)
+        if run is None:
+            return None
+        sent = run.dispatches[-1] if run.dispatches else None
+        sends = f"{run.definition.steps[sent.step].name} {sent.direction}" if sent is not None else None
+        before = run.loaded.status if run.set_apart else run.before.status
+        return Moved(str(before), str(run.state.status), sends)
 
     # --- second half: write -------------------------------------------------------------------
 
@@ -436,13 +466,24 @@ def _kept(reply: Reply) -> list[tuple[str, bytes]]:
     return [(kind, to_json(value)) for kind, value in pairs if value is not None]
 
 
-def _audit(arrival: CancelArrival, before: State, after: State) -> AuditRow:
+def _audit(arrival: VerbArrival, run: _Run, after: State) -> AuditRow:
     return AuditRow(
         arrival.run_id,
         arrival.request_id,
-        "cancel",
+        str(arrival.verb),
         arrival.actor,
         arrival.reason,
-        before.status,
+        run.loaded.status if run.set_apart else run.state.status,
         after.status,
+        _detail(arrival.verb, run.definition, run.state),
     )
+
+
+def _detail(verb: Verb, definition: SagaDefinition, before: State) -> str | None:
+    """C-11: who stops without undo is told, and it is kept, which effects stand."""
+    if verb not in (Verb.TERMINATE, Verb.ABANDON):
+        return None
+    stands = standing(definition.engine, before)
+    return to_json(
+        {"standing": [[definition.steps[each.step].name, each.in_doubt] for each in stands]}
+    ).decode()

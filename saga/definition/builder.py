@@ -162,14 +162,30 @@ class _Parsed(dict[str, Any]):
 class Saga(Generic[I, R]):
     """A sequence of steps over an input of type I, with a result of type R (None without `.returns`)."""
 
-    __slots__ = ("_compiled", "_drafts", "_input", "_name", "_returns", "_version")
+    __slots__ = ("_compiled", "_deadline", "_drafts", "_input", "_name", "_returns", "_version")
 
-    def __init__(self: Saga[X, None], name: str, input: type[X], *, version: int = 1) -> None:
+    def __init__(
+        self: Saga[X, None],
+        name: str,
+        input: type[X],
+        *,
+        version: int = 1,
+        deadline: timedelta | None = None,
+    ) -> None:
+        """`deadline` counts from the start and ends the way forward: what is under way is waited for, then undone.
+
+        It does not bound the undo, and past the pivot it means nothing. None, the default, is without end.
+        """
         check_name(name, what="saga")
         if version < 1:
             raise DefinitionError(f"Version {version} of saga {name!r}: versions count from 1.", saga=name)
+        if deadline is not None and deadline < timedelta(milliseconds=1):
+            raise DefinitionError(
+                f"The deadline of saga {name!r} is a positive duration, or None.", saga=name
+            )
         self._name = name
         self._version = version
+        self._deadline = deadline
         self._input: Codec[Any] = codec(input, what=f"input of saga {name!r}")
         self._drafts: tuple[_Draft, ...] = ()
         self._returns: Expression | None = None
@@ -268,12 +284,15 @@ class Saga(Generic[I, R]):
     def compile(self) -> SagaDefinition:
         """Return the checked definition, made once. Raises DefinitionError."""
         if self._compiled is None:
-            self._compiled = _compile(self._name, self._version, self._input, self._drafts, self._returns)
+            self._compiled = _compile(
+                self._name, self._version, self._deadline, self._input, self._drafts, self._returns
+            )
         return self._compiled
 
     def _with(self, drafts: tuple[_Draft, ...], returns: Expression | None) -> Saga[I, R]:
         saga = cast("Saga[I, R]", object.__new__(Saga))
         saga._name, saga._version, saga._input = self._name, self._version, self._input
+        saga._deadline = self._deadline
         saga._drafts, saga._returns, saga._compiled = drafts, returns, None
         return saga
 
@@ -333,7 +352,12 @@ def _is_activity(value: Any) -> TypeGuard[Activity[Any, Any, Any]]:
 
 
 def _compile(
-    name: str, version: int, input: Codec[Any], drafts: tuple[_Draft, ...], returns: Expression | None
+    name: str,
+    version: int,
+    deadline: timedelta | None,
+    input: Codec[Any],
+    drafts: tuple[_Draft, ...],
+    returns: Expression | None,
 ) -> SagaDefinition:
     if not drafts:
         raise DefinitionError(f"Saga {name!r} has no step.", saga=name)
@@ -345,6 +369,7 @@ def _compile(
         name,
         version,
         tuple(_engine_step(draft, name, past_pivot=i > pivot) for i, draft in enumerate(drafts)),
+        deadline_ms=None if deadline is None else deadline // timedelta(milliseconds=1),
     )
     steps = tuple(_step(name, input, drafts, index) for index in range(len(drafts)))
     output: Codec[Any] = NONE
@@ -529,6 +554,8 @@ def _content(
             ],
             "result": None if returns is None else {"from": to_data(returns), "schema": schema(output)},
             "schemas": schemas,
+            # left out where there is none: the fingerprints of before stay as they are
+            **({} if engine.deadline_ms is None else {"deadline_ms": engine.deadline_ms}),
         }
     )
 

@@ -39,6 +39,10 @@ class Registry:
         """Return the definition, or None if this process does not serve it."""
         return self._known.get((name, version))
 
+    def definitions(self) -> list[SagaDefinition]:
+        """Return every definition, by name and version."""
+        return [self._known[key] for key in sorted(self._known)]
+
     def served(self) -> frozenset[tuple[str, int]]:
         """Return the name and version of every saga registered."""
         return frozenset(self._known)
@@ -49,6 +53,11 @@ class Registry:
         if found is None:
             raise UnknownSaga(self._advice(name, version), saga=name)
         return found
+
+    def latest(self, name: str) -> SagaDefinition:
+        """Return the newest version of a saga. Raises UnknownSaga."""
+        versions = [version for saga, version in self._known if saga == name]
+        return self.require(name, max(versions, default=1))
 
     def _advice(self, name: str, version: int) -> str:
         versions = sorted(known for saga, known in self._known if saga == name)

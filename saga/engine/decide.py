@@ -7,11 +7,11 @@ changes nothing, whatever the status (P6); it is looked at before the table is.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
 from saga.compensation.plan import UndoState, current, make_plan, mark
+from saga.engine import verbs
 from saga.engine.effects import (
-    Dispatch,
     Effect,
     Finish,
     IncidentKind,
@@ -20,6 +20,7 @@ from saga.engine.effects import (
     ResolveIncidents,
 )
 from saga.engine.events import (
+    AbandonRequested,
     ActivityCompleted,
     ActivityFailed,
     ActivityRefused,
@@ -30,31 +31,43 @@ from saga.engine.events import (
     CompensationRefused,
     Event,
     FenceFoundEffect,
+    MarkDoneRequested,
+    RetryRequested,
     SagaStarted,
+    SkipRequested,
+    TerminateRequested,
     TimerFired,
 )
 from saga.engine.model import Definition, Step
+from saga.engine.sending import (
+    Decision,
+    attempt_ms,
+    budget_ends_ms,
+    budget_over,
+    incident_due,
+    must_succeed,
+    next_attempt,
+    outstanding,
+    past_pivot,
+    policy_of,
+    resend,
+    retry_later,
+    send,
+    undoing,
+)
 from saga.engine.state import CLOSED, Cause, CauseKind, Outstanding, State, Status
 from saga.errors import PastPivot
-from saga.messages import Direction, command_id
-from saga.retry import COMPENSATION, RetryPolicy
+from saga.messages import NO_BARRIER, Direction
 
 UNANSWERED_MS: Final = 900_000
 """A command that must succeed, an undo for one, and is not answered for so long needs a person."""
-RETRY_AFTER_MAX_MS: Final = 7 * 86_400_000
-
-
-class Decision(NamedTuple):
-    """The next state and what to do about it. The same `state` object means: nothing changed, write nothing."""
-
-    state: State
-    effects: tuple[Effect, ...] = ()
 
 
 def decide(definition: Definition, state: State, event: Event) -> Decision:
     """Return what follows from `event`.
 
-    Total: every event is answered in every state. Raises PastPivot for a cancel that comes too late, and nothing else.
+    Total: every event is answered in every state. Raises PastPivot for a cancel that comes too late and VerbNotAllowed
+    for another verb that does not fit the state, and nothing else.
     """
     if isinstance(event, Answer) and not _counts(definition, state, event):
         return Decision(state, (RecordStale(),))
@@ -75,7 +88,7 @@ def _counts(definition: Definition, state: State, answer: Answer) -> bool:
         return False
     if isinstance(answer, ActivityCompleted | CompensationCompleted | FenceFoundEffect):
         return True
-    if isinstance(answer, ActivityRefused) and not _past_pivot(definition, waiting.step):
+    if isinstance(answer, ActivityRefused) and not past_pivot(definition, waiting.step):
         return True
     return answer.attempt == waiting.attempt and waiting.retry_ms is None
 
@@ -92,25 +105,26 @@ def begin(definition: Definition, state: State, event: Event) -> Decision:
 
 def advance(definition: Definition, state: State, event: Event) -> Decision:
     """The step is done: send the next one, or complete. A cancel that waited for it turns back, save past the pivot."""
-    step = _waiting(state).step
+    step = outstanding(state).step
     healed = _healed(state)
     moved = State(state.namespace, state.run_id, Status.RUNNING, step + 1, plan=state.plan)
-    if state.cause is not None and step != definition.pivot:
-        return _turn_back(definition, moved, state.cause, None, event, healed)
+    cause = state.cause or _too_late(definition, state, event)
+    if cause is not None and step != definition.pivot:
+        return _turn_back(definition, moved, cause, None, event, healed)
     return _forward(definition, moved, event, healed)
 
 
 def _forward(definition: Definition, state: State, event: Event, before: tuple[Effect, ...] = ()) -> Decision:
     if state.done == len(definition.steps):
         return Decision(state._replace(status=Status.COMPLETED), (*before, Finish()))
-    return _send(definition, state, state.done, Direction.FORWARD, event, before)
+    return send(definition, state, state.done, Direction.FORWARD, event, before)
 
 
 def refused(definition: Definition, state: State, event: Event) -> Decision:
     """The business said no: turn back without the refusing step. Past the pivot there is no way back: hold."""
     assert isinstance(event, ActivityRefused)
-    step = _waiting(state).step
-    if _past_pivot(definition, step):
+    step = outstanding(state).step
+    if past_pivot(definition, step):
         return _hold(definition, state, event, event.code)
     cause = Cause(CauseKind.REFUSED, step, event.code, event.attempt)
     return _turn_back(definition, state, cause, None, event, _healed(state))
@@ -119,12 +133,12 @@ def refused(definition: Definition, state: State, event: Event) -> Decision:
 def failed(definition: Definition, state: State, event: Event) -> Decision:
     """An attempt failed: try again by the step's schedule, else turn back with the step in doubt (E-04)."""
     assert isinstance(event, ActivityFailed)
-    waiting, step = _waiting(state), definition.steps[_waiting(state).step]
-    if _past_pivot(definition, waiting.step):
-        if not event.retryable or _incident_due(step.retry, waiting):
+    waiting, step = outstanding(state), definition.steps[outstanding(state).step]
+    if past_pivot(definition, waiting.step):
+        if not event.retryable or incident_due(step.retry, waiting):
             return _hold(definition, state, event, event.error)
-        return Decision(_retry_later(state, step.retry, event))
-    retrying = _retry_later(state, step.retry, event)
+        return Decision(retry_later(state, step.retry, event))
+    retrying = retry_later(state, step.retry, event)
     if state.cause is not None or not event.retryable or _spent(step, retrying):
         cause = state.cause or Cause(CauseKind.FAILED, waiting.step, event.error, event.attempt)
         return _give_up(definition, state, cause, event)
@@ -132,19 +146,10 @@ def failed(definition: Definition, state: State, event: Event) -> Decision:
 
 
 def _spent(step: Step, retrying: State) -> bool:
-    waiting = _waiting(retrying)
+    waiting = outstanding(retrying)
     if step.retry.attempts is not None and waiting.attempt >= step.retry.attempts:
         return True
-    return waiting.retry_ms is not None and _budget_over(step, waiting, waiting.retry_ms)
-
-
-def _budget_over(step: Step, waiting: Outstanding, at_ms: int) -> bool:
-    ends = _budget_ends_ms(step, waiting)
-    return ends is not None and at_ms >= ends
-
-
-def _budget_ends_ms(step: Step, waiting: Outstanding) -> int | None:
-    return None if step.budget_ms is None else waiting.first_sent_ms + step.budget_ms
+    return waiting.retry_ms is not None and budget_over(step, waiting, waiting.retry_ms)
 
 
 def _give_up(definition: Definition, state: State, cause: Cause, event: Event) -> Decision:
@@ -153,9 +158,9 @@ def _give_up(definition: Definition, state: State, cause: Cause, event: Event) -
     A compensation makes that harmless (its barrier row refuses the late copy). A pivot has none to rely on: a fence
     goes first, and there is no plan before it is answered, so that the saga never goes both ways (I5).
     """
-    step = _waiting(state).step
+    step = outstanding(state).step
     if step == definition.pivot:
-        return _send(definition, state._replace(cause=cause), step, Direction.FENCE, event)
+        return send(definition, state._replace(cause=cause), step, Direction.FENCE, event)
     return _turn_back(definition, state, cause, step, event)
 
 
@@ -190,16 +195,18 @@ def _undo(definition: Definition, state: State, event: Event, before: tuple[Effe
     marked = state._replace(
         status=Status.COMPENSATING, plan=mark(state.plan, position, UndoState.COMPENSATING)
     )
-    return _send(definition, marked, undo.step, Direction.COMPENSATE, event, before)
+    return send(definition, marked, undo.step, Direction.COMPENSATE, event, before)
 
 
 def undone(definition: Definition, state: State, event: Event) -> Decision:
     """One undo is settled: go on with the next, or end compensated."""
     assert isinstance(event, CompensationCompleted)
-    if _waiting(state).direction is Direction.FENCE:
+    if outstanding(state).direction is Direction.FENCE:
         return fenced(definition, state, event)
+    if outstanding(state).direction is Direction.CLOSE:
+        return _undo(definition, state, event, _healed(state))
     settled = UndoState.NOTHING_TO_UNDO if event.nothing else UndoState.COMPENSATED
-    moved = state._replace(plan=mark(state.plan, _undoing(state), settled), outstanding=None)
+    moved = state._replace(plan=mark(state.plan, undoing(state), settled), outstanding=None)
     return _undo(definition, moved, event, _healed(state))
 
 
@@ -212,10 +219,29 @@ def undo_refused(definition: Definition, state: State, event: Event) -> Decision
 def undo_failed(definition: Definition, state: State, event: Event) -> Decision:
     """An attempt to undo failed: try again without end, from the tenth on under an incident (P15)."""
     assert isinstance(event, CompensationFailed)
-    policy = _policy(definition, state)
-    if _incident_due(policy, _waiting(state)):
+    if outstanding(state).direction is Direction.CLOSE and event.error == NO_BARRIER:
+        # its participant keeps no barrier that could be closed: there is nothing to wait for
+        return _undo(definition, state, event, _healed(state))
+    policy = policy_of(definition, state)
+    if incident_due(policy, outstanding(state)):
         return _hold(definition, state, event, event.error)
-    return Decision(_retry_later(state, policy, event))
+    return Decision(retry_later(state, policy, event))
+
+
+def found(definition: Definition, state: State, event: Event) -> Decision:
+    """A fence found that what it closes had run: the pivot goes forward; what was settled by hand is told (P26)."""
+    waiting = outstanding(state)
+    if waiting.direction is Direction.FENCE and state.status not in CLOSED:
+        return advance(definition, state, event)
+    told = RaiseIncident(IncidentKind.HAD_RUN, waiting.step, "had_run")
+    if state.status in CLOSED:
+        return Decision(state._replace(outstanding=None), (told,))
+    return _undo(definition, state, event, (*_healed(state), told))
+
+
+def confirmed(definition: Definition, state: State, event: Event) -> Decision:
+    """What was in flight when the instance was closed by hand will never run (P26)."""
+    return Decision(state._replace(outstanding=None))
 
 
 # --- standing still ---------------------------------------------------------------------------
@@ -223,16 +249,16 @@ def undo_failed(definition: Definition, state: State, event: Event) -> Decision:
 
 def _hold(definition: Definition, state: State, event: Event, error: str) -> Decision:
     """Ask for a person and keep retrying slowly: never an end, never silent."""
-    waiting = _waiting(state)
-    held = _retry_later(state, _policy(definition, state), event)._replace(status=Status.NEEDS_ATTENTION)
+    waiting = outstanding(state)
+    held = retry_later(state, policy_of(definition, state), event)._replace(status=Status.NEEDS_ATTENTION)
     if waiting.direction is Direction.COMPENSATE:
-        plan = mark(state.plan, _undoing(state), UndoState.COMPENSATION_FAILED)
+        plan = mark(state.plan, undoing(state), UndoState.COMPENSATION_FAILED)
         held = held._replace(plan=plan)
     return Decision(held, (RaiseIncident(_standstill(definition, waiting), waiting.step, error),))
 
 
 def _standstill(definition: Definition, waiting: Outstanding) -> IncidentKind:
-    if waiting.direction is Direction.COMPENSATE:
+    if waiting.direction in (Direction.COMPENSATE, Direction.CLOSE):
         return IncidentKind.COMPENSATION_FAILED
     if waiting.step == definition.pivot:
         return IncidentKind.PIVOT_UNKNOWN
@@ -242,7 +268,7 @@ def _standstill(definition: Definition, waiting: Outstanding) -> IncidentKind:
 def _healed(state: State) -> tuple[Effect, ...]:
     if state.status is not Status.NEEDS_ATTENTION:
         return ()
-    return (ResolveIncidents(_waiting(state).step),)
+    return (ResolveIncidents(outstanding(state).step),)
 
 
 # --- time -------------------------------------------------------------------------------------
@@ -251,7 +277,9 @@ def _healed(state: State) -> tuple[Effect, ...]:
 def wake(definition: Definition, state: State, event: Event) -> Decision:
     """Do what is due: the next attempt, the end of the budget, or the same command once more (P4)."""
     assert isinstance(event, TimerFired)
-    waiting = _waiting(state)
+    waiting = outstanding(state)
+    if (cause := _too_late(definition, state, event)) is not None:
+        return _stop(definition, state, cause, event)
     if waiting.retry_ms is not None:
         return _retry_due(definition, state, event) if event.at_ms >= waiting.retry_ms else Decision(state)
     last = _last_send_ms(definition, state)
@@ -260,36 +288,57 @@ def wake(definition: Definition, state: State, event: Event) -> Decision:
         return _timed_out(definition, state, event)
     resend_ms = _resend_ms(definition, waiting, last)
     due = resend_ms is not None and event.at_ms >= resend_ms
-    resend = (event.may_resend and due) or event.broker_forgot
+    again = (event.may_resend and due) or event.broker_forgot
     sendable = last is None or event.at_ms < last
-    sent = _resend(definition, state, event) if resend and sendable else Decision(state)
+    sent = resend(definition, state, event) if again and sendable else Decision(state)
     overdue = due and event.at_ms >= waiting.first_sent_ms + UNANSWERED_MS
-    if overdue and _must_succeed(definition, waiting) and state.status is not Status.NEEDS_ATTENTION:
+    if overdue and must_succeed(definition, waiting) and state.status is not Status.NEEDS_ATTENTION:
         return _flag(definition, sent, "no_answer")
     return sent
 
 
+def _deadline_ms(definition: Definition, state: State) -> int | None:
+    """When the way forward ends; None if nothing ends it, or if it has ended or is past the pivot."""
+    if definition.deadline_ms is None or state.plan or state.cause is not None:
+        return None
+    return None if past_pivot(definition, outstanding(state).step) else definition.deadline_ms
+
+
+def _too_late(definition: Definition, state: State, event: Event) -> Cause | None:
+    """Return the cause to turn back if the deadline has passed and the saga can still turn back."""
+    deadline = _deadline_ms(definition, state)
+    over = deadline is not None and event.at_ms >= deadline
+    return Cause(CauseKind.TIMED_OUT, None, "deadline") if over else None
+
+
+def _stop(definition: Definition, state: State, cause: Cause, event: Event) -> Decision:
+    """Turn back: at once where no attempt runs, else once the running one has answered or cannot run any more (P5)."""
+    if outstanding(state).retry_ms is not None:
+        return _give_up(definition, state, cause, event)
+    return Decision(state._replace(cause=cause))
+
+
 def _retry_due(definition: Definition, state: State, event: Event) -> Decision:
-    waiting = _waiting(state)
-    over = _budget_over(definition.steps[waiting.step], waiting, event.at_ms)
-    if over and not _must_succeed(definition, waiting):  # nobody was there to send the attempt in time
+    waiting = outstanding(state)
+    over = budget_over(definition.steps[waiting.step], waiting, event.at_ms)
+    if over and not must_succeed(definition, waiting):  # nobody was there to send the attempt in time
         cause = state.cause or Cause(CauseKind.TIMED_OUT, waiting.step, "schedule_to_close")
         return _give_up(definition, state, cause, event)
-    return _next_attempt(definition, state, event)
+    return next_attempt(definition, state, event)
 
 
 def _timed_out(definition: Definition, state: State, event: Event) -> Decision:
     """A timeout means unknown (P5). Only a pivot cannot be undone on suspicion: it is asked for on and on."""
-    waiting = _waiting(state)
+    waiting = outstanding(state)
     if waiting.step != definition.pivot:
         cause = state.cause or Cause(CauseKind.TIMED_OUT, waiting.step, "schedule_to_close")
         return _turn_back(definition, state, cause, waiting.step, event)
-    return _flag(definition, _resend(definition, state, event), "schedule_to_close")
+    return _flag(definition, resend(definition, state, event), "schedule_to_close")
 
 
 def _flag(definition: Definition, sent: Decision, error: str) -> Decision:
     """Ask for a person; what was sent stays outstanding and may yet be answered."""
-    waiting = _waiting(sent.state)
+    waiting = outstanding(sent.state)
     incident = RaiseIncident(_standstill(definition, waiting), waiting.step, error)
     return Decision(sent.state._replace(status=Status.NEEDS_ATTENTION), (*sent.effects, incident))
 
@@ -299,14 +348,14 @@ def _last_send_ms(definition: Definition, state: State) -> int | None:
 
     What is cancelled is not sent again; else the step's budget ends it. A pivot flagged as unknown has no end.
     """
-    waiting = _waiting(state)
+    waiting = outstanding(state)
     step = definition.steps[waiting.step]
     is_pivot = waiting.step == definition.pivot
-    if _must_succeed(definition, waiting) or (is_pivot and state.status is Status.NEEDS_ATTENTION):
+    if must_succeed(definition, waiting) or (is_pivot and state.status is Status.NEEDS_ATTENTION):
         return None
     if state.cause is not None and step.start_to_close_ms is not None and not is_pivot:
         return waiting.sent_ms
-    return _budget_ends_ms(step, waiting)
+    return budget_ends_ms(step, waiting)
 
 
 def _closes_ms(definition: Definition, waiting: Outstanding, last: int | None) -> int | None:
@@ -320,7 +369,7 @@ def _closes_ms(definition: Definition, waiting: Outstanding, last: int | None) -
 
 
 def _resend_ms(definition: Definition, waiting: Outstanding, last: int | None) -> int | None:
-    at_ms = waiting.sent_ms + definition.redrive.after_ms(waiting.resends, _attempt_ms(definition, waiting))
+    at_ms = waiting.sent_ms + definition.redrive.after_ms(waiting.resends, attempt_ms(definition, waiting))
     return at_ms if last is None or at_ms < last else None
 
 
@@ -332,6 +381,14 @@ def next_due_ms(definition: Definition, state: State, now_ms: int) -> int | None
     waiting = state.outstanding
     if waiting is None or state.status in CLOSED:
         return None
+    deadline = _deadline_ms(definition, state)
+    due = _command_due_ms(definition, state, waiting, now_ms)
+    if deadline is None or due is None:
+        return due if deadline is None else deadline
+    return min(due, deadline)
+
+
+def _command_due_ms(definition: Definition, state: State, waiting: Outstanding, now_ms: int) -> int | None:
     if waiting.retry_ms is not None:
         return waiting.retry_ms
     last = _last_send_ms(definition, state)
@@ -345,15 +402,12 @@ def next_due_ms(definition: Definition, state: State, now_ms: int) -> int | None
 def cancel(definition: Definition, state: State, event: Event) -> Decision:
     """Stop and undo; a running action is waited for (P5). Too late past the pivot, nothing new while compensating."""
     assert isinstance(event, CancelRequested)
-    waiting = _waiting(state)
-    if _past_pivot(definition, waiting.step):
+    waiting = outstanding(state)
+    if past_pivot(definition, waiting.step):
         raise PastPivot(saga=definition.name, step=definition.steps[waiting.step].name)
     if state.plan or state.cause is not None:
         return Decision(state)
-    cause = Cause(CauseKind.CANCELLED, None, "cancelled")
-    if waiting.retry_ms is not None:
-        return _give_up(definition, state, cause, event)
-    return Decision(state._replace(cause=cause))
+    return _stop(definition, state, Cause(CauseKind.CANCELLED, None, "cancelled"), event)
 
 
 def ignore(definition: Definition, state: State, event: Event) -> Decision:
@@ -366,125 +420,26 @@ def record_stale(definition: Definition, state: State, event: Event) -> Decision
     return Decision(state, (RecordStale(),))
 
 
-# --- sending ----------------------------------------------------------------------------------
-
-
-def _send(
-    definition: Definition,
-    state: State,
-    step: int,
-    direction: Direction,
-    event: Event,
-    before: tuple[Effect, ...] = (),
-) -> Decision:
-    identity = command_id(
-        state.namespace, definition.name, state.run_id, definition.steps[step].name, 0, 0, direction
-    )
-    waiting = Outstanding(step, direction, identity, 1, event.at_ms, event.at_ms)
-    return _dispatch(definition, state, waiting, event, resend=False, before=before)
-
-
-def _next_attempt(definition: Definition, state: State, event: Event) -> Decision:
-    waiting = _waiting(state)
-    again = waiting._replace(attempt=waiting.attempt + 1, sent_ms=event.at_ms, resends=0, retry_ms=None)
-    return _dispatch(definition, state, again, event, resend=False)
-
-
-def _resend(definition: Definition, state: State, event: Event) -> Decision:
-    waiting = _waiting(state)
-    again = waiting._replace(sent_ms=event.at_ms, resends=waiting.resends + 1)
-    return _dispatch(definition, state, again, event, resend=True)
-
-
-def _dispatch(
-    definition: Definition,
-    state: State,
-    waiting: Outstanding,
-    event: Event,
-    *,
-    resend: bool,
-    before: tuple[Effect, ...] = (),
-) -> Decision:
-    forward = waiting.direction is Direction.FORWARD
-    ends = _budget_ends_ms(definition.steps[waiting.step], waiting)
-    remaining: int | None = None
-    if forward and ends is not None and ends > event.at_ms and not _past_pivot(definition, waiting.step):
-        remaining = ends - event.at_ms
-    dispatch = Dispatch(
-        step=waiting.step,
-        direction=waiting.direction,
-        command_id=waiting.command_id,
-        attempt=waiting.attempt,
-        resend=resend,
-        final=forward and not _past_pivot(definition, waiting.step),
-        remaining_ms=remaining,
-    )
-    return Decision(state._replace(outstanding=waiting), (*before, dispatch))
-
-
-def _retry_later(state: State, policy: RetryPolicy, event: Event) -> State:
-    waiting = _waiting(state)
-    asked = getattr(event, "retry_after_ms", None)
-    if asked is None:
-        delay = policy.delay_ms(waiting.command_id, waiting.attempt)
-    else:
-        delay = min(max(asked, 0), RETRY_AFTER_MAX_MS)
-    return state._replace(outstanding=waiting._replace(retry_ms=event.at_ms + delay))
-
-
-# --- looking ----------------------------------------------------------------------------------
-
-
-def _waiting(state: State) -> Outstanding:
-    assert state.outstanding is not None, "an open instance always has its one outstanding command"
-    return state.outstanding
-
-
-def _undoing(state: State) -> int:
-    position = current(state.plan)
-    assert position is not None, "an answered undo is the plan's current entry"
-    return position
-
-
-def _must_succeed(definition: Definition, waiting: Outstanding) -> bool:
-    """Whether giving up is no choice: an undo, a fence, a step past the pivot."""
-    return waiting.direction is not Direction.FORWARD or _past_pivot(definition, waiting.step)
-
-
-def _past_pivot(definition: Definition, step: int) -> bool:
-    return definition.pivot is not None and step > definition.pivot
-
-
-def _policy(definition: Definition, state: State) -> RetryPolicy:
-    waiting = _waiting(state)
-    step = definition.steps[waiting.step]
-    match waiting.direction:
-        case Direction.FORWARD:
-            return step.retry
-        case Direction.COMPENSATE:
-            return step.undo_retry
-        case Direction.FENCE:
-            return COMPENSATION
-
-
-def _attempt_ms(definition: Definition, waiting: Outstanding) -> int | None:
-    step = definition.steps[waiting.step]
-    forward = waiting.direction is Direction.FORWARD
-    return step.start_to_close_ms if forward else step.undo_start_to_close_ms
-
-
-def _incident_due(policy: RetryPolicy, waiting: Outstanding) -> bool:
-    return policy.incident_at is not None and waiting.attempt >= policy.incident_at
-
-
 ANSWERS: Final[Mapping[Direction, frozenset[type[Answer]]]] = {
     Direction.FORWARD: frozenset({ActivityCompleted, ActivityRefused, ActivityFailed}),
     Direction.COMPENSATE: frozenset({CompensationCompleted, CompensationRefused, CompensationFailed}),
     Direction.FENCE: frozenset(
         {CompensationCompleted, CompensationRefused, CompensationFailed, FenceFoundEffect}
     ),
+    Direction.CLOSE: frozenset(
+        {CompensationCompleted, CompensationRefused, CompensationFailed, FenceFoundEffect}
+    ),
 }
 """What can answer a command of each direction; anything else that bears its id is no answer."""
+
+ANSWER_EVENTS: Final = (
+    SagaStarted,
+    ActivityCompleted,
+    ActivityRefused,
+    ActivityFailed,
+    CompensationRefused,
+    CompensationFailed,
+)
 
 Transition = Callable[[Definition, State, Event], Decision]
 
@@ -496,7 +451,7 @@ TRANSITIONS: Final[Mapping[tuple[Status, type[Event]], Transition]] = {
     (Status.RUNNING, CompensationCompleted): fenced,  # the pivot's fence; there is no plan yet
     (Status.RUNNING, CompensationRefused): undo_refused,
     (Status.RUNNING, CompensationFailed): undo_failed,
-    (Status.RUNNING, FenceFoundEffect): advance,
+    (Status.RUNNING, FenceFoundEffect): found,
     (Status.RUNNING, TimerFired): wake,
     (Status.RUNNING, CancelRequested): cancel,
     (Status.COMPENSATING, SagaStarted): record_stale,
@@ -507,7 +462,7 @@ TRANSITIONS: Final[Mapping[tuple[Status, type[Event]], Transition]] = {
     (Status.COMPENSATING, CompensationCompleted): undone,
     (Status.COMPENSATING, CompensationRefused): undo_refused,
     (Status.COMPENSATING, CompensationFailed): undo_failed,
-    (Status.COMPENSATING, FenceFoundEffect): record_stale,
+    (Status.COMPENSATING, FenceFoundEffect): found,
     (Status.COMPENSATING, TimerFired): wake,
     (Status.COMPENSATING, CancelRequested): ignore,
     (Status.NEEDS_ATTENTION, SagaStarted): record_stale,
@@ -518,23 +473,18 @@ TRANSITIONS: Final[Mapping[tuple[Status, type[Event]], Transition]] = {
     (Status.NEEDS_ATTENTION, CompensationCompleted): undone,
     (Status.NEEDS_ATTENTION, CompensationRefused): undo_refused,
     (Status.NEEDS_ATTENTION, CompensationFailed): undo_failed,
-    (Status.NEEDS_ATTENTION, FenceFoundEffect): advance,
+    (Status.NEEDS_ATTENTION, FenceFoundEffect): found,
     (Status.NEEDS_ATTENTION, TimerFired): wake,
     (Status.NEEDS_ATTENTION, CancelRequested): cancel,
-    **{
-        (closed, event): (ignore if event in (TimerFired, CancelRequested) else record_stale)
-        for closed in CLOSED
-        for event in (
-            SagaStarted,
-            ActivityCompleted,
-            ActivityRefused,
-            ActivityFailed,
-            CompensationCompleted,
-            CompensationRefused,
-            CompensationFailed,
-            FenceFoundEffect,
-            TimerFired,
-            CancelRequested,
-        )
-    },
+    # What is closed stays so; only what was in flight when a person closed it may still be confirmed (P26).
+    **{(closed, answer): record_stale for closed in CLOSED for answer in ANSWER_EVENTS},
+    **{(closed, CompensationCompleted): confirmed for closed in CLOSED},
+    **{(closed, FenceFoundEffect): found for closed in CLOSED},
+    **{(closed, asked): ignore for closed in CLOSED for asked in (TimerFired, CancelRequested)},
+    # The operators' verbs say themselves where they are allowed.
+    **{(status, RetryRequested): verbs.retry for status in Status},
+    **{(status, MarkDoneRequested): verbs.mark_done for status in Status},
+    **{(status, SkipRequested): verbs.skip for status in Status},
+    **{(status, TerminateRequested): verbs.terminate for status in Status},
+    **{(status, AbandonRequested): verbs.abandon for status in Status},
 }

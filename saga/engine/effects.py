@@ -35,6 +35,8 @@ class IncidentKind(StrEnum):
     PIVOT_UNKNOWN = "pivot_unknown"
     POISON = "poison"
     UNROUTABLE = "unroutable"
+    HAD_RUN = "had_run"
+    """What a person settled as not done, or by hand, had run already (P26)."""
 
 
 @dataclass(frozen=True, slots=True)

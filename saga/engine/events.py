@@ -87,3 +87,35 @@ class CancelRequested(Event):
     """Somebody asked to stop and undo."""
 
     reason: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class RetryRequested(Event):
+    """Somebody asked to try what waits or stands still now."""
+
+    set_apart: bool = False
+    """The instance was set apart as poison: the row says so, its state does not."""
+
+
+@dataclass(slots=True, kw_only=True)
+class MarkDoneRequested(Event):
+    """Somebody undid the failed step by hand."""
+
+
+@dataclass(slots=True, kw_only=True)
+class SkipRequested(Event):
+    """Somebody decided that the failed step stays as it is, not undone."""
+
+
+@dataclass(slots=True, kw_only=True)
+class TerminateRequested(Event):
+    """Somebody asked to stop at once, without undo; `force` where effects stand."""
+
+    force: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class AbandonRequested(Event):
+    """Somebody gave up an instance that needs attention."""
+
+    set_apart: bool = False

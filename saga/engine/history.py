@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pydantic_core import to_json
 
 from saga.engine.effects import Dispatch, Effect
 from saga.engine.events import (
+    AbandonRequested,
     ActivityFailed,
     ActivityRefused,
     CancelRequested,
     CompensationFailed,
     CompensationRefused,
     Event,
+    TerminateRequested,
     TimerFired,
 )
 from saga.engine.model import Definition
-from saga.engine.state import State
+from saga.engine.state import CauseKind, State
+from saga.engine.verbs import standing
 from saga.messages import Direction
 
 
@@ -73,7 +76,13 @@ def _detail(
         stop = _retry_stop(event, definition, before, after)
         if stop is not None:
             detail["retry_stop"] = stop
+    if isinstance(event, TerminateRequested | AbandonRequested):
+        detail["standing"] = [definition.steps[each.step].name for each in standing(definition, before)]
     return to_json(detail).decode()
+
+
+DEADLINE: Final = (CauseKind.TIMED_OUT, None)
+"""Kind and step of a cause: not one step ran out of time but the saga."""
 
 
 def _retry_stop(event: Event, definition: Definition, before: State, after: State) -> str | None:
@@ -83,8 +92,9 @@ def _retry_stop(event: Event, definition: Definition, before: State, after: Stat
         return None
     if goes_on is not None and goes_on.direction is Direction.FORWARD:
         return None
-    if before.cause is not None or isinstance(event, CancelRequested):
-        return "cancelled"
+    cause = after.cause
+    if cause is not None and (cause.kind is CauseKind.CANCELLED or (cause.kind, cause.step) == DEADLINE):
+        return cause.code
     if isinstance(event, ActivityFailed):
         if not event.retryable:
             return "not_retryable"

@@ -64,6 +64,8 @@ class Definition:
     version: int
     steps: tuple[Step, ...]
     redrive: Redrive = Redrive()
+    deadline_ms: int | None = None
+    """Since the start: then the way forward ends (E-07). None is without end."""
 
     def __post_init__(self) -> None:
         pivot = next((i for i, step in enumerate(self.steps) if step.kind is StepKind.PIVOT), None)

@@ -24,9 +24,13 @@ class Status(StrEnum):
     NEEDS_ATTENTION = "needs_attention"
     COMPLETED = "completed"
     COMPENSATED = "compensated"
+    TERMINATED = "terminated"
+    """Stopped by a person, without undo."""
+    ABANDONED = "abandoned"
+    """Given up by a person while it needed attention."""
 
 
-CLOSED: Final = frozenset({Status.COMPLETED, Status.COMPENSATED})
+CLOSED: Final = frozenset({Status.COMPLETED, Status.COMPENSATED, Status.TERMINATED, Status.ABANDONED})
 
 
 class CauseKind(StrEnum):
@@ -50,6 +54,8 @@ class Cause(NamedTuple):
 
 class Outstanding(NamedTuple):
     """The one command that awaits its answer, or its next attempt if `retry_ms` is set.
+
+    In an instance that a person closed: the fence that is not yet confirmed (P26).
 
     Times are milliseconds of database time since the instance was created.
     """

@@ -9,7 +9,7 @@ from uuid import UUID
 from saga.definition.builder import SagaDefinition
 from saga.definition.refs import SAGA_INPUT
 from saga.engine.effects import Dispatch
-from saga.messages import NULL, Command, Direction, commands_channel, encode_command, replies_channel
+from saga.messages import FENCES, NULL, Command, Direction, commands_channel, encode_command, replies_channel
 from saga.storage.base import OutboxRow, ValueKey, ValueRow, part_of
 
 INPUT: Final = "input"
@@ -33,7 +33,7 @@ def needed(definition: SagaDefinition, run_id: UUID, dispatch: Dispatch) -> set[
     """Return the payloads that the dispatched command is made of, save the saga's own input."""
     step = definition.steps[dispatch.step]
     keys: set[ValueKey] = set()
-    if dispatch.direction is Direction.FENCE:
+    if dispatch.direction in FENCES:
         return keys
     if dispatch.direction is Direction.COMPENSATE:
         keys |= {ValueKey(run_id, step.name, 0, 0, OUTPUT), ValueKey(run_id, step.name, 0, 0, UNDO)}
@@ -58,7 +58,7 @@ def payload(
     A step's input is serialised once, when it is first sent; every later sending carries those bytes (P32). An undo
     also carries what a participant without a barrier needs (P21); a fence carries nothing.
     """
-    if dispatch.direction is Direction.FENCE:
+    if dispatch.direction in FENCES:
         return NULL, None
     step = definition.steps[dispatch.step]
     made: ValueRow | None = None

@@ -11,13 +11,13 @@ import asyncio
 import logging
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 from saga.brokers.base import Broker, OutMessage, PublishOutcome
 from saga.clock import Clock, Spawner
 from saga.errors import SagaError
 from saga.failpoints import failpoint
-from saga.messages import BODY_BYTES_MAX, PACK_COUNT_MAX, pack, packs
+from saga.messages import BODY_BYTES_MAX, PACK_COUNT_MAX, is_ours, pack, packs
 from saga.storage.base import OutboxStore, StoredRow
 
 log: Final[logging.Logger] = logging.getLogger("saga.outbox")
@@ -36,11 +36,37 @@ def pack_rows(rows: Sequence[StoredRow], broker: Broker) -> list[tuple[OutMessag
         by_channel.setdefault(row.channel, []).append(row)
     packed = []
     for channel, mine in by_channel.items():
-        for group in packs([row.body for row in mine], count_max=count_max, body_bytes_max=bytes_max):
+        # only our own readers know packs: whoever reads a domain event gets it alone
+        together_max = count_max if is_ours(channel) else 1
+        for group in packs([row.body for row in mine], count_max=together_max, body_bytes_max=bytes_max):
             together = [mine[index] for index in group]
             body, content_type = pack([row.body for row in together])
             packed.append((OutMessage(channel, body, content_type, together[0].ordering_key), together))
     return packed
+
+
+class CommandPublisher(Protocol):
+    """What the coordinator needs of whatever sees to it that committed commands go out."""
+
+    def publish(self, rows: Sequence[StoredRow]) -> None:
+        """Send committed rows, or see that they are taken. Never waits."""
+        ...
+
+    def take_confirmed(self) -> list[int]:
+        """Return the ids of rows to delete with the batch that is about to commit."""
+        ...
+
+    def untake(self, ids: Sequence[int]) -> None:
+        """The batch did not commit."""
+        ...
+
+    def deleted(self, ids: Collection[int]) -> None:
+        """The batch did commit."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what is under way."""
+        ...
 
 
 class DirectPublisher:

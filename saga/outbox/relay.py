@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from saga.brokers.base import Broker, PublishOutcome
@@ -145,27 +145,41 @@ class Relay:
         self._lease_ends = now + LEASE_SECONDS
 
     async def _send(self, rows: Sequence[StoredRow], now: float) -> list[int]:
-        """Publish rows and delete the confirmed ones; return the ids that stay."""
+        """Publish rows and delete the confirmed ones; return the ids that stay.
+
+        F-02: in waves of one row per key and topic. What follows a row that the broker did not take is not sent.
+        """
         if self._clock.monotonic() > self._lease_ends - LEASE_SECONDS / 3:
             await self._renew(self._clock.monotonic())
+        confirmed: list[int] = []
+        waiting: list[StoredRow] = []
+        for wave in waves(rows):
+            held = {row.ordering_key for row in waiting}
+            waiting += [row for row in wave if row.ordering_key in held]
+            if sendable := [row for row in wave if row.ordering_key not in held]:
+                left = await self._send_wave(sendable, now)
+                stay = {row.id for row in left}
+                confirmed += [row.id for row in sendable if row.id not in stay]
+                waiting += left
+        if confirmed:
+            await self._store.delete_confirmed(confirmed)
+        return [row.id for row in waiting]
+
+    async def _send_wave(self, rows: Sequence[StoredRow], now: float) -> list[StoredRow]:
+        """Publish rows of different keys; return those that are not confirmed."""
         packed = pack_rows(rows, self._broker)
         futures = self._broker.publish([message for message, _ in packed])
         failpoint("R5")  # some are on their way: the others and they are all still in the outbox
-        confirmed: list[int] = []
-        waiting: list[int] = []
+        left: list[StoredRow] = []
         for (_, together), future in zip(packed, futures, strict=True):
             outcome = await future
             if outcome is PublishOutcome.CONFIRMED:
-                confirmed += [row.id for row in together]
                 await self._unblock(together)
-            elif outcome is PublishOutcome.UNKNOWN:
-                waiting += [row.id for row in together]
-            else:
-                waiting += [row.id for row in together]
+                continue
+            left += together
+            if outcome is not PublishOutcome.UNKNOWN:
                 await self._set_aside(together, outcome, now)
-        if confirmed:
-            await self._store.delete_confirmed(confirmed)
-        return waiting
+        return left
 
     async def _set_aside(self, rows: Sequence[StoredRow], outcome: PublishOutcome, now: float) -> None:
         for row in rows:
@@ -197,3 +211,16 @@ class Relay:
             self._low = max(self._low, min(pending) - 1)
         elif rows:
             self._low = rows[-1].id
+
+
+def waves(rows: Sequence[StoredRow]) -> Iterator[list[StoredRow]]:
+    """Split rows, in order, so that each part holds at most one row of a key on a channel."""
+    places: dict[tuple[str, str], int] = {}
+    split: list[list[StoredRow]] = []
+    for row in rows:
+        place = places.get((row.channel, row.ordering_key), 0)
+        places[row.channel, row.ordering_key] = place + 1
+        if place == len(split):
+            split.append([])
+        split[place].append(row)
+    yield from split

@@ -27,6 +27,7 @@ from typing import Any, Final, NamedTuple
 
 from pydantic_core import PydanticSerializationError, to_json
 
+from saga import messages
 from saga.errors import PayloadInvalid, PayloadTooLarge, SagaError
 from saga.messages import BODY_BYTES_MAX, NULL, Command, Outcome
 from saga.outcomes import Refused, RetryAfter
@@ -69,7 +70,7 @@ POISON: Final = failed("poison")
 UNKNOWN_ACTIVITY: Final = failed("unknown_activity")
 # A participant without a database keeps no barrier, so it cannot promise that the action never ran or never will: the
 # pivot stays unknown, visibly (E-05).
-NO_BARRIER: Final = failed("no_barrier")
+NO_BARRIER: Final = failed(messages.NO_BARRIER)
 UNDONE: Final = Answer(DONE)
 EMPTY: Final = Answer(NOTHING_TO_UNDO)
 HANGING: Final = Answer(REFUSED, to_json({"code": CANCELLED, "details": None}))

@@ -31,7 +31,7 @@ class Attempt:
     """One command on its way through this process."""
 
     __slots__ = (
-        "answer", "attempt", "command", "deadline", "forward_key", "held", "input", "key", "lone", "marked", "past",
+        "answer", "attempt", "closes", "command", "deadline", "held", "input", "key", "lone", "marked", "past",
         "reply", "served",
     )  # fmt: skip
 
@@ -51,8 +51,9 @@ class Attempt:
         self.lone: bool = delivery.delivery_count >= 3  # P14
         self.key: BarrierKey = key
         """Name of this decision in the barrier; a participant without a database never reads it."""
-        self.forward_key: BarrierKey = key
-        """Name of the action's own decision (P25)."""
+        self.closes: BarrierKey = key
+        """Name of the decision that must not be taken any more: the action's for an undo or its fence (P25), the undo's
+        for what a person settled (P26)."""
         self.input: Any = None
         self.past: Past | None = None
         self.answer: Answer | None = None

@@ -15,7 +15,7 @@ from saga.batcher import Batcher
 from saga.brokers.base import Consumer, Delivery
 from saga.clock import Clock, Spawner
 from saga.errors import MessageInvalid
-from saga.messages import Command, Direction, apart, decode_commands, replies_channel, split
+from saga.messages import FENCES, Command, Direction, apart, decode_commands, replies_channel, split
 from saga.outbox.parking import Parking, parked_row
 from saga.participant.answers import UNKNOWN_ACTIVITY, Answer
 from saga.participant.attempts import Attempt, Held
@@ -94,15 +94,17 @@ class Intake:
             self._counts["joined"] += 1
             return
         served = (
-            self._fence if command.direction == "fence" else table.get((command.activity, command.direction))
+            self._fence if command.direction in FENCES else table.get((command.activity, command.direction))
         )
         key = NO_KEY if self._stateless else barrier_key(command)
         if key is None:
             self._refuse(held, "message_invalid", command)
             return
         attempt = Attempt(command, served or self._fence, held, received, key)
-        if command.direction != "forward" and not self._stateless:
-            attempt.forward_key = BarrierKey(
+        if command.direction == "close":
+            attempt.closes = key._replace(direction=Direction.COMPENSATE.value)
+        elif command.direction != "forward" and not self._stateless:
+            attempt.closes = BarrierKey(
                 key.run_id,
                 command.step,
                 command.forwarditeration,

@@ -50,11 +50,12 @@ class UndoRuns:
         failpoint("W1")
         await run_in_parts(self._settling, [attempt], self._fence_once)
 
+    # A fence knows only keys: the action's before a failed pivot turns back, the undo's once a person settled it.
     async def _fence_once(self, group: list[Attempt], rerun: bool, deadline: float) -> list[Attempt]:
         (attempt,) = group
         async with self._store.transaction("fence") as transaction:
-            standing = await transaction.cancel([attempt.forward_key], [])
-            row = standing.get(attempt.forward_key)
+            standing = await transaction.cancel([attempt.closes], [])
+            row = standing.get(attempt.closes)
             if row is None:
                 await transaction.commit([])
         if row is not None and row.outcome == answers.DONE:
@@ -87,7 +88,7 @@ class UndoRuns:
 
     async def _cancelled(self, transaction: HandlerTransaction, group: Sequence[Attempt]) -> Standing:
         """Close the forward keys; return what stood, forward and compensate."""
-        forward = sorted({attempt.forward_key for attempt in group})
+        forward = sorted({attempt.closes for attempt in group})
         return await transaction.cancel(forward, [attempt.key for attempt in group])
 
     def _sorted(self, group: Sequence[Attempt], standing: Standing) -> tuple[Given, list[Attempt]]:
@@ -95,7 +96,7 @@ class UndoRuns:
         empty: Given = []
         undoable = []
         for attempt in group:
-            row = standing.get(attempt.forward_key)
+            row = standing.get(attempt.closes)
             if row is None or row.outcome != answers.DONE:
                 empty.append((attempt, answers.EMPTY))
             else:
@@ -108,7 +109,7 @@ class UndoRuns:
         ready: list[Attempt] = []
         failures: Given = []
         for attempt in group:
-            reply = standing[attempt.forward_key].reply
+            reply = standing[attempt.closes].reply
             try:
                 attempt.input = attempt.served.input(attempt.command)
                 attempt.past = attempt.served.past(None if reply is None else from_json(reply))

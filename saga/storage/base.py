@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple, Protocol
 from uuid import UUID
 
@@ -159,6 +159,8 @@ class AuditRow(NamedTuple):
     reason: str
     status_before: str
     status_after: str
+    detail: str | None
+    """JSON: the effects that stand, as [step, in doubt], where a verb leaves them."""
 
 
 @dataclass(slots=True)
@@ -243,6 +245,10 @@ class CoordinatorStore(Protocol):
         """
         ...
 
+    async def audited(self, request_id: UUID) -> tuple[str, str] | None:
+        """Return the status before and after the order of this id; None if it was not carried out (P31)."""
+        ...
+
     async def register(self, definitions: Sequence[tuple[str, int, str, str]]) -> Sequence[str]:
         """Store (name, version, fingerprint, content) unless known; return the names whose fingerprint differs."""
         ...
@@ -311,6 +317,125 @@ class ClientStore(Protocol):
         ...
 
 
+# --- operators --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which instances are meant; everything that is given must hold."""
+
+    saga: str | None = None
+    id: str | None = None
+    run_id: UUID | None = None
+    statuses: Collection[str] = ()
+    """Any of these; empty means any."""
+    steps: Collection[tuple[str, int, int]] | None = None
+    """Outstanding step as (saga, version, index of the step), any of these."""
+    id_prefix: str = ""
+    """Compared character by character, case and all."""
+    fingerprint: str | None = None
+    """Of an open incident."""
+
+
+class Listed(NamedTuple):
+    """An instance in a list."""
+
+    run_id: UUID
+    saga: str
+    saga_version: int
+    saga_id: str
+    run_number: int
+    status: str
+    state: str
+    created_at: datetime
+    closed_at: datetime | None
+
+
+class IncidentGroup(NamedTuple):
+    """Open incidents of one fingerprint: the same cause, as far as can be told."""
+
+    fingerprint: str
+    kind: str
+    saga: str
+    step: str
+    error: str
+    instances: int
+    first_seen_at: datetime
+    last_seen_at: datetime
+
+
+class DeadLetter(NamedTuple):
+    """A parked message without its body, which is payload."""
+
+    id: UUID
+    channel: str
+    reason: str
+    fingerprint: str
+    content_type: str
+    body_bytes: int
+    parked_at: datetime
+
+
+class OutboxStatus(NamedTuple):
+    """What waits to be sent."""
+
+    pending: int
+    oldest_seconds: float | None
+    """Age of the oldest row; None if there is none."""
+    delayed: int
+    blocked: Sequence[tuple[str, str, int]]
+    """Ordering keys that the broker would not take: key, reason, attempts."""
+
+
+class AuditEntry(NamedTuple):
+    """An order that was carried out."""
+
+    at: datetime
+    verb: str
+    actor: str
+    reason: str
+    status_before: str
+    status_after: str
+    detail: str | None
+
+
+class OperatorStore(Protocol):
+    """What operators look at. Pages are newest first; `below` is the last id of the page before, None for the first."""
+
+    async def list(self, filter: Filter, below: UUID | None, limit: int) -> Sequence[Listed]:
+        """Return a page of instances."""
+        ...
+
+    async def count(self, filter: Filter, limit: int) -> int:
+        """Return how many instances there are, counting no further than `limit`."""
+        ...
+
+    async def load(self, run_ids: Collection[UUID]) -> Mapping[UUID, Loaded]:
+        """Return instances as a verb would meet them, without locking them."""
+        ...
+
+    async def audit(self, run_id: UUID) -> Sequence[AuditEntry]:
+        """Return the orders carried out on an instance, oldest first."""
+        ...
+
+    async def incident_groups(self, saga: str | None, limit: int) -> Sequence[IncidentGroup]:
+        """Return the open incidents by fingerprint, the largest group first."""
+        ...
+
+    async def dead_letters(
+        self, channel: str | None, fingerprint: str | None, below: UUID | None, limit: int
+    ) -> Sequence[DeadLetter]:
+        """Return a page of parked messages."""
+        ...
+
+    async def outbox(self) -> OutboxStatus:
+        """Return what waits to be sent."""
+        ...
+
+
+# --- outbox -----------------------------------------------------------------------------------
+
+
 class Lease(NamedTuple):
     """A time-bound right. `epoch` rises with every change of owner and fences a stale one."""
 
@@ -361,6 +486,18 @@ class OutboxStore(Protocol):
         ...
 
 
+class EventStore(Protocol):
+    """What publishing a domain event needs. `session` is the caller's AsyncSession."""
+
+    async def append(self, session: Any, row: OutboxRow, due: timedelta | datetime | None) -> None:
+        """Write an event in the caller's transaction; `due` from now or at an instant, None for at once."""
+        ...
+
+    async def revoke(self, session: Any, message_id: UUID) -> bool:
+        """Delete an event that waits for its time, in a transaction of our own if `session` is None; whether it did."""
+        ...
+
+
 class ParkedRow(NamedTuple):
     """A message that could not be handled."""
 
@@ -377,6 +514,18 @@ class ParkingStore(Protocol):
 
     async def park(self, rows: Sequence[ParkedRow]) -> None:
         """Store messages with bytes, headers and reason; returns after the commit."""
+        ...
+
+
+class DeadLetterStore(ParkingStore, Protocol):
+    """What operators need of it."""
+
+    async def read(self, id: UUID) -> ParkedRow | None:
+        """Return a parked message whole."""
+        ...
+
+    async def delete(self, id: UUID) -> None:
+        """Forget a message that was sent again."""
         ...
 
 

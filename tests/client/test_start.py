@@ -23,6 +23,7 @@ from saga import (
 )
 from saga.client import IfClosed
 from saga.coordinator.verbs import Verbs
+from saga.engine.verbs import Moved, Verb
 from saga.storage.base import Changes
 from saga.storage.sqlalchemy.coordinator import SqlClientStore
 from tests.client.shop import LIMIT, Order, Place, charge, gates, purchase, reserve
@@ -95,14 +96,14 @@ async def test_cancel_then_start_that_finds_the_run_ended_does_what_it_says_for_
     gate = gates["slow"] = asyncio.Event()
     async with place.app() as app:
         handle = await app.client.start(purchase, Order(item="slow"), id="o-1")
-        cancel = Verbs.cancel
+        order = Verbs.order
 
-        async def ended_meanwhile(self: Verbs, run_id: UUID, **how: Any) -> None:
+        async def ended_meanwhile(self: Verbs, verb: Verb, run_id: UUID, **how: Any) -> Moved:
             gate.set()
             await handle.result()
-            await cancel(self, run_id, **how)
+            return await order(self, verb, run_id, **how)
 
-        monkeypatch.setattr(Verbs, "cancel", ended_meanwhile)
+        monkeypatch.setattr(Verbs, "order", ended_meanwhile)
         same = await app.client.start(purchase, Order(item="slow"), id="o-1", if_open="cancel_then_start")
         assert same.run_id == handle.run_id
         with pytest.raises(AlreadyClosed):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
-from devservices import RabbitMq
+from devservices import LocalPostgres, Postgres, RabbitMq
 from saga.testing.contract import BEHAVIOURS, run
+from tests.contract.database_harness import PostgresHarness, SqliteHarness
 from tests.contract.memory_harness import DurableMemoryHarness, MemoryHarness
 from tests.contract.rabbitmq_harness import RabbitMQHarness
+from tests.outbox.upgraded import upgrade
 
 DURABLE = [name for name, behaviour in BEHAVIOURS.items() if behaviour.needs == "durable"]
 
@@ -46,6 +51,56 @@ async def test_rabbitmq_keeps_the_contract(name: str, rabbitmq_server: RabbitMq)
 @pytest.mark.parametrize("name", DURABLE)
 async def test_rabbitmq_keeps_the_contract_when_it_is_killed(name: str, own_rabbitmq: RabbitMq) -> None:
     await run(BEHAVIOURS[name], RabbitMQHarness(own_rabbitmq))
+
+
+@pytest.fixture(scope="module")
+def queues_on_postgres(postgres_server: Postgres) -> Iterator[str]:
+    url = postgres_server.create_database()
+    upgrade(url)  # once: the contract's tests share the tables, each with channels of its own
+    yield url
+    postgres_server.drop_database(url)
+
+
+@pytest.fixture(scope="module")
+def queues_in_a_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path: Path = tmp_path_factory.mktemp("queues") / "queues.db"
+    upgrade(f"sqlite:///{path}")
+    return f"sqlite:///{path}"
+
+
+@pytest.mark.feature("G-07")
+@pytest.mark.feature("G-02", acceptance=True)
+@pytest.mark.stack("postgres")
+@pytest.mark.parametrize("name", [name for name in BEHAVIOURS if name not in DURABLE])
+async def test_the_database_broker_keeps_the_contract_on_postgresql(
+    name: str, queues_on_postgres: str
+) -> None:
+    harness = PostgresHarness(queues_on_postgres)
+    assert BEHAVIOURS[name].reason_to_skip(harness.capabilities) is None
+    await run(BEHAVIOURS[name], harness)
+
+
+@pytest.mark.feature("G-07")
+@pytest.mark.feature("G-02", acceptance=True)
+@pytest.mark.stack("postgres")
+@pytest.mark.parametrize("name", DURABLE)
+async def test_the_database_broker_keeps_the_contract_when_postgresql_is_killed(
+    name: str, own_postgres: LocalPostgres
+) -> None:
+    url = own_postgres.create_database()
+    upgrade(url)
+    await run(BEHAVIOURS[name], PostgresHarness(url, own_postgres))
+    own_postgres.drop_database(url)
+
+
+@pytest.mark.feature("G-07")
+@pytest.mark.feature("G-02", acceptance=True)
+@pytest.mark.stack("sqlite-shared")
+@pytest.mark.parametrize("name", BEHAVIOURS)
+async def test_the_database_broker_keeps_the_contract_on_sqlite(name: str, queues_in_a_file: str) -> None:
+    harness = SqliteHarness(queues_in_a_file)
+    assert BEHAVIOURS[name].reason_to_skip(harness.capabilities) is None
+    await run(BEHAVIOURS[name], harness)
 
 
 @pytest.mark.feature("G-01", acceptance=True)

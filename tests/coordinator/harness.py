@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar, cast
 from uuid import UUID
@@ -34,7 +33,7 @@ from saga.brokers.base import (
     OutMessage,
     PublishOutcome,
 )
-from saga.brokers.memory import MEMORY, MemoryBroker, MemoryQueues
+from saga.brokers.memory import MemoryBroker, MemoryQueues
 from saga.brokers.rabbitmq import RabbitMQBroker
 from saga.client import Client, Handle
 from saga.clock import SystemClock, SystemIds, TaskSpawner
@@ -43,6 +42,7 @@ from saga.coordinator.verbs import Verbs
 from saga.definition.builder import Saga
 from saga.definition.registry import Registry
 from saga.engine.model import Redrive
+from saga.engine.state import CLOSED
 from saga.messages import (
     Command,
     Reply,
@@ -56,20 +56,21 @@ from saga.messages import (
 from saga.outbox.parking import Parking
 from saga.outbox.publisher import DirectPublisher
 from saga.outbox.relay import Relay
-from saga.storage.base import Advanced, Changes, Loaded, ValueKey, Work
+from saga.storage.base import Advanced, Changes, Loaded, ParkedRow, ValueKey, Work
 from saga.storage.sqlalchemy import tables as t
 from saga.storage.sqlalchemy.coordinator import SqlClientStore, SqlCoordinatorStore
 from saga.storage.sqlalchemy.database import Database
+from saga.storage.sqlalchemy.operators import SqlOperatorStore
 from saga.storage.sqlalchemy.outbox import SqlOutboxStore
 from saga.storage.sqlalchemy.parking import SqlParkingStore
 from saga.storage.sqlalchemy.recent import Known, RecentInstances
+from saga.testing.clock import VirtualClock
+from saga.testing.processes import DURABLE, MortalSpawner
 
 T = TypeVar("T")
 POLL_SECONDS = 0.01
 PATIENCE_SECONDS = 20.0
 PATIENCE = timedelta(seconds=PATIENCE_SECONDS)
-DURABLE = replace(MEMORY, name="durable memory", durable=True)
-"""The queues outlive each process of a test, as a server would; a test of forgetting takes MEMORY."""
 
 
 class Order(BaseModel):
@@ -84,73 +85,14 @@ class Receipt(BaseModel):
 # --- time ---------------------------------------------------------------------------------------------------------
 
 
-class JumpClock:
-    """The real time plus what was jumped over; a frozen one stands still between jumps."""
-
-    def __init__(self) -> None:
-        self.offset = 0.0
-        self.jumped_at = 0.0
-        self.frozen_at: float | None = None
-        self._sleepers: dict[asyncio.Future[None], None] = {}
-
-    def monotonic(self) -> float:
-        return (time.monotonic() if self.frozen_at is None else self.frozen_at) + self.offset
-
-    def now(self) -> datetime:
-        return datetime.now(UTC) + timedelta(seconds=self.offset)
-
-    def freeze(self) -> None:
-        self.frozen_at = time.monotonic()
-
-    def jump(self, seconds: float) -> None:
-        self.offset += seconds
-        self.jumped_at = self.monotonic()
-        for sleeper in self._sleepers:
-            if not sleeper.done():
-                sleeper.set_result(None)
-
-    async def sleep(self, seconds: float) -> None:
-        due = self.monotonic() + seconds
-        while True:
-            left = due - self.monotonic()
-            if left <= 0:
-                await asyncio.sleep(0)
-                return
-            sleeper: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._sleepers[sleeper] = None
-            try:
-                await asyncio.wait({sleeper}, timeout=None if self.frozen_at is not None else left)
-            finally:
-                del self._sleepers[sleeper]
-
-
 class DatabaseClock(SystemClock):
     """What SQLite takes for its own time: the jumped wall clock. Bounds of transactions stay real."""
 
-    def __init__(self, clock: JumpClock) -> None:
+    def __init__(self, clock: VirtualClock) -> None:
         self._clock = clock
 
     def now(self) -> datetime:
         return self._clock.now()
-
-
-class MortalSpawner(TaskSpawner):
-    """Tasks of one process: `kill` ends them where they stand, and nothing starts afterwards."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._dead = False
-
-    def spawn(self, coroutine: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
-        task = super().spawn(coroutine, name=name)
-        if self._dead:
-            task.cancel()
-        return task
-
-    def kill(self) -> None:
-        self._dead = True
-        for task in list(self._tasks):
-            task.cancel()
 
 
 # --- the wire -----------------------------------------------------------------------------------------------------
@@ -286,8 +228,8 @@ def fail(error: str = "Oops", *, retryable: bool = True, **how: Any) -> Act:
 
 
 Script = Mapping[str, Sequence[Act]]
-"""By `step`, `undo step` or `fence step`, `*` for any step, `saga id: ` before it for one saga only: what is done about
-the first, second, ... command; the last one repeats."""
+"""By `step`, `undo step`, `fence step` or `close step`, `*` for any step, `saga id: ` before it for one saga only: what
+is done about the first, second, ... command; the last one repeats."""
 
 
 class Scripted:
@@ -388,7 +330,9 @@ class Scripted:
         return [OutMessage(command.replyto, *pack([body]), key=command.runid) for _ in range(act.replies)]
 
     def _act(self, command: Command) -> Act:
-        prefix = {"forward": "", "compensate": "undo ", "fence": "fence "}[command.direction]
+        prefix = {"forward": "", "compensate": "undo ", "fence": "fence ", "close": "close "}[
+            command.direction
+        ]
         name = prefix + command.step
         keys = (f"{command.sagaid}: {name}", name, prefix + "*")
         acts = next((self.script[key] for key in keys if key in self.script), (DONE,))
@@ -400,6 +344,9 @@ class Scripted:
         forward = (command.runid, command.step, "forward")
         if command.direction == "forward":
             return self._forward(command, act, forward)
+        if command.direction == "close":
+            undo = self._barrier.setdefault((command.runid, command.step, "compensate"), ("cancelled", None))
+            return ("had_run", None) if undo[0] == "done" else ("nothing_to_undo", None)
         ran = self._barrier.setdefault(forward, ("cancelled", None))
         if command.direction == "fence":
             return ("had_run", ran[1]) if ran[0] == "done" else ("nothing_to_undo", None)
@@ -526,7 +473,7 @@ class Kept:
 class Recent(RecentInstances):
     """What a process guesses; nothing from before a jump, since the database's clock and ours jump one by one."""
 
-    def __init__(self, clock: JumpClock) -> None:
+    def __init__(self, clock: VirtualClock) -> None:
         super().__init__(clock)
         self._jumping = clock
 
@@ -606,7 +553,10 @@ class Node:
             ids=ids,
             publish=self.publisher.publish,
             after_commit=lambda _session: self.relay.wake(),
-            canceller=self.verbs,
+            verbs=self.verbs,
+            operators=SqlOperatorStore(self.database, stack.namespace),
+            parking=SqlParkingStore(self.database, stack.namespace),
+            resend=self.resend,
             inside_handler=lambda: False,
             **ports,
         )
@@ -636,6 +586,12 @@ class Node:
             await self.broker.declare(self.coordinator.channels())
         return self
 
+    async def resend(self, row: ParkedRow) -> str:
+        (sent,) = self.broker.publish(
+            [OutMessage(row.channel, row.body, row.content_type, headers=row.headers)]
+        )
+        return str(await sent)
+
     def dead(self) -> bool:
         return not self.alive
 
@@ -664,7 +620,7 @@ class Stack:
         self.namespace = namespace
         self.rabbitmq_url: str | None = None
         self.capabilities = DURABLE
-        self.clock = JumpClock()
+        self.clock = VirtualClock(ticking=True)
         self.queues = MemoryQueues()
         self.nodes: list[Node] = []
         self.participants: list[Scripted] = []
@@ -784,7 +740,7 @@ class Stack:
 
         async def over() -> bool:
             states.update(await self.statuses(handles))
-            return len(states) == len(handles) and set(states.values()) <= {"completed", "compensated"}
+            return len(states) == len(handles) and set(states.values()) <= CLOSED
 
         try:
             await self.until(over, step=step, within=within)

@@ -29,6 +29,7 @@ def sequence(
     version: int = 1,
     pivot: int | None = None,
     retry: RetryPolicy = QUICK,
+    undo_retry: RetryPolicy = ENDLESS,
     start_to_close: timedelta | None = timedelta(seconds=30),
     queue: str = "work",
     names: Mapping[int, str] | None = None,
@@ -40,7 +41,7 @@ def sequence(
         step = (names or {}).get(number, f"s{number}")
         if pivot is None or number < pivot:
             activity = owner.contract(
-                step, Order, Receipt, compensated=True, retry=retry, compensation_retry=ENDLESS
+                step, Order, Receipt, compensated=True, retry=retry, compensation_retry=undo_retry
             )
         elif number == pivot:
             activity = owner.contract(step, Order, Receipt, kind=StepKind.PIVOT, retry=retry)

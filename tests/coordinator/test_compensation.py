@@ -198,7 +198,7 @@ async def test_cancel_past_the_pivot_is_refused_and_writes_nothing(stack: Stack)
     handle = await node.client.start(PIVOTED, Order(), id="x")
     await participant.wait_held(1)
     with pytest.raises(PastPivot):
-        await node.verbs.cancel(handle.run_id, actor="me", reason="why not")
+        await node.client.cancel(handle.run_id, actor="me", reason="why not")
     assert await stack.count(t.audit) == 0
     participant.release()
     assert await stack.ended([handle]) == {"x": "completed"}

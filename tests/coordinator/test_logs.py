@@ -88,7 +88,7 @@ async def test_a_cancel_is_told_by_whoever_ordered_it(stack: Stack, caplog: pyte
     node = await stack.node(TWO)
     handle = await node.client.start(TWO, Order(), id="x")
     await participant.wait_held(1)
-    await node.verbs.cancel(handle.run_id, actor="me", reason="secret reason")
+    await node.client.cancel(handle.run_id, actor="me", reason="secret reason")
     participant.release()
     assert await stack.ended([handle]) == {"x": "compensated"}
     assert told(caplog.records)[1:3] == [

@@ -46,16 +46,14 @@ class Zombie:
         self._run = node.database.run
         node.database.run = self.run  # type: ignore[method-assign]
 
-    async def run(
-        self, function: Callable[[Connection], T], *, lost_commit: str = "", single: bool = False
-    ) -> T:
+    async def run(self, function: Callable[[Connection], T], *, lost_commit: str = "", **how: Any) -> T:
         if lost_commit == "C7" and not self.thawed.is_set():
             self.frozen.set()
             await self.thawed.wait()
-            advanced: Any = await self._run(function, lost_commit=lost_commit, single=single)
+            advanced: Any = await self._run(function, lost_commit=lost_commit, **how)
             self.lost = len(advanced.lost)
             return advanced
-        return await self._run(function, lost_commit=lost_commit, single=single)
+        return await self._run(function, lost_commit=lost_commit, **how)
 
 
 @pytest.mark.feature("K-04", acceptance=True, scale=0.02)

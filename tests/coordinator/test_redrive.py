@@ -9,10 +9,11 @@ import pytest
 
 from saga.brokers.base import OutMessage
 from saga.brokers.memory import MEMORY, MemoryQueues
-from saga.coordinator.redrive import RedriveBudget
+from saga.coordinator.redrive import WINDOW_SECONDS, RedriveBudget
 from saga.messages import pack
 from saga.storage.sqlalchemy import tables as t
-from tests.coordinator.harness import COMMAND_LOST, DONE, DURABLE, HELD, Order, Stack, Weather, fail, refuse
+from saga.testing.processes import DURABLE
+from tests.coordinator.harness import COMMAND_LOST, DONE, HELD, Order, Stack, Weather, fail, refuse
 from tests.coordinator.sagas import sequence
 from tests.plugins.features import Faults
 
@@ -152,6 +153,16 @@ def test_resends_are_a_tenth_of_the_replies_of_the_last_30_seconds_and_at_least_
     assert not budget.may_resend("silent", runs[6], 1.0)
     assert budget.may_resend("silent", runs[4], 1.0), "an older one takes its place"
     assert not budget.may_resend("silent", runs[5], 1.0)
+
+
+@pytest.mark.stack("pure")
+def test_a_destination_that_falls_silent_again_is_probed_with_the_oldest_that_is_left() -> None:
+    """P4: the one that was probed before has ended, and nobody older will ask in its place."""
+    budget, first, second = RedriveBudget(), UUID(int=1), UUID(int=2)
+    assert budget.may_resend("bank", first, 0.0)
+    assert not budget.may_resend("bank", second, 0.5)
+    budget.answered("bank", 1, 1.0)  # the first one ends with it
+    assert budget.may_resend("bank", second, 1.0 + WINDOW_SECONDS + 0.9)
 
 
 @pytest.mark.feature("F-07")

@@ -83,7 +83,7 @@ async def test_a_verb_whose_answer_was_lost_is_this_verb(stack: Stack) -> None:
     handle = await node.client.start(THREE, Order(), id="x")
     await participant.wait_held(1)
     failpoints.arm("C7:raise")
-    await node.verbs.cancel(handle.run_id, actor="me", reason="test")
+    await node.client.cancel(handle.run_id, actor="me", reason="test")
     assert failpoints.disarm()["C7"] >= 2
     [row] = await stack.rows(t.audit.select())
     assert (row.verb, row.actor, row.status_before) == ("cancel", "me", "running")

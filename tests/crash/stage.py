@@ -36,6 +36,7 @@ from saga.clock import SystemClock
 from saga.coordinator.arrivals import ReplyArrival
 from saga.messages import commands_channel, replies_channel
 from saga.outbox import relay
+from saga.storage.base import Filter
 from tests.crash.books import ACCOUNTS, accounts, bookings, orders
 
 REDRIVE: Final = timedelta(milliseconds=300)
@@ -101,6 +102,27 @@ async def book(
 
 payment = Saga("payment", Order).step(debit).step(credit).step(approve)
 
+teller = Participant("teller", start_to_close=timedelta(seconds=1))
+held = asyncio.Event()
+
+
+@teller.activity
+async def hold(order: Order, session: AsyncSession, context: ActivityContext) -> None:
+    held.set()
+    await asyncio.sleep(0.2)  # before the first statement: SQLite has one writer, and the cancel is another
+    await book(session, context, "forward", "source", -order.amount)
+
+
+@hold.compensation
+async def let_go(order: Order, session: AsyncSession, context: ActivityContext) -> None:
+    await book(session, context, "compensate", "source", order.amount)
+
+
+# E-07: one is cancelled and one reaches its deadline while the first step's action runs
+stopped = Saga("stopped", Order).step(hold).step(credit)
+late = Saga("late", Order, deadline=timedelta(milliseconds=100)).step(hold).step(credit)
+SAGAS: Final = (payment, stopped, late)
+
 
 # --- as services ------------------------------------------------------------------------------
 
@@ -152,7 +174,7 @@ def race(app: App) -> None:
 
 async def play(database: str, scene: str) -> None:
     broker = LosingBroker() if scene == "reply lost" else MemoryBroker()
-    app = App(database, broker=broker, sagas=[payment], participants=[bank], redrive=REDRIVE)
+    app = App(database, broker=broker, sagas=SAGAS, participants=[bank, teller], redrive=REDRIVE)
     async with app:
         if scene == "queue deleted":
             broker.queues.delete(commands_channel("default", "bank"))
@@ -162,7 +184,11 @@ async def play(database: str, scene: str) -> None:
             await app.client.start(payment, WAITING, id=WAITING.id)
             await entered.wait()
             return
+        stopping = [] if scene else await stop_two(app.client)
         await every_order(app.client, database)
+        for handle in stopping:
+            with suppress(SagaCompensated):
+                await handle.result(timeout=timedelta(seconds=SECONDS_MAX))
         await drained(database)
 
 
@@ -189,6 +215,18 @@ async def drained(database: str) -> None:
     while connection.execute("SELECT count(*) FROM saga_outbox").fetchone() != (0,):
         await clock.sleep(0.02)
     connection.close()
+
+
+async def stop_two(client: Client) -> list[Any]:
+    """Start one that reaches its deadline and one that is cancelled as soon as its first action runs, or again."""
+    before = await client.count(Filter(id="cancelled"))
+    handles = [
+        await client.start(saga, Order(id=id), id=id) for saga, id in ((late, "late"), (stopped, "cancelled"))
+    ]
+    if not before:
+        await held.wait()
+    await client.cancel(handles[1], reason="asked again by who was never answered")
+    return handles
 
 
 async def known(client: Client, id: str) -> bool:

@@ -36,7 +36,13 @@ LATER: Final = {"C6": 4, "C7": 5, "C8": 6, "W1": 3, "W2": 4, "W3": 5, "W4": 3, "
 """Points that a saga passes many times are also tried in its middle."""
 CASES: Final = [(point, 1) for point in POINTS] + list(LATER.items())
 
-ENDS: Final = {"plain": "completed", "refused": "compensated", "in session": "completed"}
+ENDS: Final = {
+    "plain": "completed",
+    "refused": "compensated",
+    "in session": "completed",
+    "cancelled": "compensated",
+    "late": "compensated",
+}
 
 
 class Forge:
@@ -119,6 +125,7 @@ def matrix(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.stack("sqlite")
+@pytest.mark.feature("E-07", acceptance=True)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}")
 def test_every_saga_ends_after_a_kill_at(case: tuple[str, int], matrix: Matrix) -> None:
     """I1 to I4, I6, I10, I11; P3, P9, P11, P31."""

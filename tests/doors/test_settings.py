@@ -294,11 +294,11 @@ async def test_broker_is_what_carries_the_commands(monkeypatch: pytest.MonkeyPat
     names = []
     for url in ("memory://", "amqp://nobody:nothing@127.0.0.1:1/"):
         monkeypatch.setenv("SAGA_BROKER", url)
-        names.append(App().make_broker(spawner).capabilities.name)
+        names.append(App().make_broker(spawner, None).capabilities.name)
     assert names == ["memory", "rabbitmq"]
     monkeypatch.setenv("SAGA_BROKER", "carrier-pigeon://loft")
     with pytest.raises(ConfigurationError, match="SG201"):
-        App().make_broker(spawner)
+        App().make_broker(spawner, None)
     await spawner.close()
 
 

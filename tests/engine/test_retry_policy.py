@@ -7,10 +7,11 @@ from typing import Final
 
 import pytest
 
-from saga.engine.decide import RETRY_AFTER_MAX_MS, UNANSWERED_MS
+from saga.engine.decide import UNANSWERED_MS
 from saga.engine.effects import IncidentKind
 from saga.engine.events import TimerFired
 from saga.engine.model import Redrive
+from saga.engine.sending import RETRY_AFTER_MAX_MS
 from saga.engine.state import CauseKind, Status
 from saga.messages import Direction
 from saga.retry import COMPENSATION, FORWARD, RetryPolicy

@@ -11,6 +11,7 @@ from saga.engine import events
 from saga.engine.decide import ANSWERS, TRANSITIONS, decide
 from saga.engine.effects import Dispatch, Finish, RaiseIncident, RecordStale, ResolveIncidents
 from saga.engine.events import (
+    AbandonRequested,
     ActivityCompleted,
     ActivityFailed,
     ActivityRefused,
@@ -21,11 +22,15 @@ from saga.engine.events import (
     CompensationRefused,
     Event,
     FenceFoundEffect,
+    MarkDoneRequested,
+    RetryRequested,
     SagaStarted,
+    SkipRequested,
+    TerminateRequested,
     TimerFired,
 )
 from saga.engine.state import CLOSED, Status
-from saga.errors import PastPivot
+from saga.errors import PastPivot, VerbNotAllowed
 from saga.messages import Direction, command_id
 from tests.engine.runs import RUN, SagaRun, sequence
 
@@ -91,6 +96,18 @@ def compensated() -> SagaRun:
     return run
 
 
+def terminated() -> SagaRun:
+    run = first_step()
+    run.order(TerminateRequested, force=True)
+    return run
+
+
+def abandoned() -> SagaRun:
+    run = stuck_undo()
+    run.order(AbandonRequested)
+    return run
+
+
 class Row(NamedTuple):
     """One row of the table: where the saga stands, what happens, where it stands then, with which effects."""
 
@@ -102,7 +119,17 @@ class Row(NamedTuple):
 
 
 R, C, N = Status.RUNNING, Status.COMPENSATING, Status.NEEDS_ATTENTION
+T, A = Status.TERMINATED, Status.ABANDONED
 STALE: Final = (RecordStale,)
+REFUSED: Final = (VerbNotAllowed,)
+VERBS: Final = (RetryRequested, MarkDoneRequested, SkipRequested, TerminateRequested, AbandonRequested)
+
+ENDS: Final = (
+    (Status.COMPLETED, completed),
+    (Status.COMPENSATED, compensated),
+    (T, terminated),
+    (A, abandoned),
+)
 
 ROWS: Final = [
     Row(R, SagaStarted, first_step, R, ()),
@@ -136,6 +163,35 @@ ROWS: Final = [
     Row(N, FenceFoundEffect, stuck_fence, R, (ResolveIncidents, Dispatch)),
     Row(N, TimerFired, stuck_undo, N, (Dispatch,)),
     Row(N, CancelRequested, stuck_pivot, N, ()),
+    Row(R, RetryRequested, first_step, R, REFUSED),
+    Row(R, MarkDoneRequested, first_step, R, REFUSED),
+    Row(R, SkipRequested, first_step, R, REFUSED),
+    Row(R, TerminateRequested, first_step, R, REFUSED),  # it may have run, so its effect may stand
+    Row(R, AbandonRequested, first_step, R, REFUSED),
+    Row(C, RetryRequested, undoing, C, REFUSED),
+    Row(C, MarkDoneRequested, undoing, C, REFUSED),
+    Row(C, SkipRequested, undoing, C, REFUSED),
+    Row(C, TerminateRequested, undoing, C, REFUSED),
+    Row(C, AbandonRequested, undoing, C, REFUSED),
+    Row(N, RetryRequested, stuck_undo, N, (Dispatch,)),
+    Row(N, MarkDoneRequested, stuck_undo, C, (ResolveIncidents, Dispatch)),
+    Row(N, SkipRequested, stuck_undo, C, (ResolveIncidents, Dispatch)),
+    Row(N, TerminateRequested, stuck_undo, N, REFUSED),
+    Row(N, AbandonRequested, stuck_undo, A, (ResolveIncidents, Dispatch, Finish)),
+    *(Row(end, verb, given, end, REFUSED) for end, given in ENDS for verb in VERBS),
+    *(Row(end, CompensationCompleted, given, end, ()) for end, given in ((T, terminated), (A, abandoned))),
+    *(
+        Row(end, FenceFoundEffect, given, end, (RaiseIncident,))
+        for end, given in ((T, terminated), (A, abandoned))
+    ),
+    *(
+        Row(end, event, given, end, () if event in (TimerFired, CancelRequested) else STALE)
+        for end, given in ((T, terminated), (A, abandoned))
+        for event in (
+            *(SagaStarted, ActivityCompleted, ActivityRefused, ActivityFailed),
+            *(CompensationRefused, CompensationFailed, TimerFired, CancelRequested),
+        )
+    ),
     *(
         Row(end, event, given, end, () if event in (TimerFired, CancelRequested) else STALE)
         for end, given in ((Status.COMPLETED, completed), (Status.COMPENSATED, compensated))
@@ -181,12 +237,17 @@ def test_row(row: Row) -> None:
         run.wake()
     assert run.state.status is row.status
     before = run.state
+    if row.effects == REFUSED:
+        with pytest.raises(VerbNotAllowed):
+            decide(run.definition, before, _event(row.event, run))
+        return
 
     effects = run.feed(_event(row.event, run))
 
     assert run.state.status is row.then
     assert tuple(map(type, effects)) == row.effects
-    if row.effects in ((), STALE) and row.event not in (ActivityFailed, CompensationFailed, CancelRequested):
+    moving = (ActivityFailed, CompensationFailed, CancelRequested, CompensationCompleted)
+    if row.effects in ((), STALE) and row.event not in moving:
         assert run.state is before
 
 
@@ -206,11 +267,12 @@ def _event(event: type[Event], run: SagaRun) -> Event:
 
 
 @pytest.mark.parametrize("status", sorted(CLOSED))
-def test_nothing_moves_a_closed_saga(status: Status) -> None:
-    assert {move.__name__ for (each, _), move in TRANSITIONS.items() if each is status} == {
-        "ignore",
-        "record_stale",
+def test_nothing_reopens_a_closed_saga(status: Status) -> None:
+    """Only what was in flight when a person closed it may be confirmed; verbs say that it has ended."""
+    moves = {
+        move.__name__ for (each, event), move in TRANSITIONS.items() if each is status and event not in VERBS
     }
+    assert moves == {"ignore", "record_stale", "confirmed", "found"}
 
 
 def test_a_cancel_past_the_pivot_is_refused_and_changes_nothing() -> None:

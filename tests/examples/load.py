@@ -18,14 +18,16 @@ from typing import Any, Final
 from uuid import uuid4
 
 from examples.money_transfer import apps, transfer
-from examples.money_transfer.faults import PassingOn, lost
+from examples.money_transfer.load import opening
+from examples.money_transfer.load import order as draw
 from saga import ResultTimeout, SagaCompensated, StorageBusy, StorageUnavailable, failpoints
+from saga.adapters import make_broker
 from saga.brokers.base import Broker, OutMessage, PublishOutcome
-from saga.brokers.memory import MemoryBroker
-from saga.brokers.rabbitmq import RabbitMQBroker
 from saga.client import Client
 from saga.clock import SystemClock, SystemIds, TaskSpawner
+from saga.testing.wire import PassingOn, lost
 
+ACCOUNTS: Final = opening(8)
 CONCURRENT: Final = 32
 LOSE_REPLY: Final = 0.01
 REPEAT: Final = 0.05
@@ -53,10 +55,10 @@ class Unreliable(PassingOn):
         if message.channel.endswith(".replies") and self._random.random() < LOSE_REPLY:
             self._count("lost-reply")
             return lost()
-        (outcome,) = self._broker.publish([message])
+        (outcome,) = self.broker.publish([message])
         if self._random.random() < REPEAT:
             self._count("duplicate")
-            self._broker.publish([message])
+            self.broker.publish([message])
         return outcome
 
     def _count(self, fault: str) -> None:
@@ -66,36 +68,33 @@ class Unreliable(PassingOn):
 
 def _broker(url: str) -> Broker:
     ports: dict[str, Any] = {"clock": SystemClock(), "ids": SystemIds(), "spawner": TaskSpawner()}
-    inner: Broker = RabbitMQBroker(url, **ports) if url.startswith("amqp") else MemoryBroker(**ports)
-    return Unreliable(inner, Path(_environment.get("LOAD_DIRECTORY", ".")))
+    return Unreliable(make_broker(url, None, **ports), Path(_environment.get("LOAD_DIRECTORY", ".")))
 
 
 _settings: Final = apps.Settings()
-_options_on_servers: Final = {**_options, "broker": _broker(_settings.broker)}
-coordinator = starter = apps.coordinating(_settings, **_options_on_servers)
+# Where the coordinator's commits put commands into the queue themselves there is no broker in between to lose them.
+_over: Final = _settings.broker.startswith("amqp")
+coordinator = starter = apps.coordinating(
+    _settings, **_options, broker=_broker(_settings.broker) if _over else _settings.broker
+)
 savings, giro, notifier = (
-    apps.participating(name, _settings, **_options_on_servers) for name in ("savings", "giro", "notifier")
+    apps.participating(
+        name,
+        _settings,
+        **_options,
+        broker=_broker(_settings.broker.replace("database://", _settings.coordinator_database)),
+    )
+    for name in ("savings", "giro", "notifier")
 )
 
 
 # --- transfers --------------------------------------------------------------------------------
 
 
-def _order(random: Random) -> transfer.Transfer:
-    """One in ten goes to nobody, one in ten asks for more than there ever is."""
-    chance = random.random()
-    return transfer.Transfer(
-        id=str(uuid4()),
-        source=f"saver-{random.randint(1, 4)}",
-        target="nobody" if chance < 0.1 else f"payee-{random.randint(1, 4)}",
-        amount=10**12 if chance > 0.9 else random.randint(1, 100),
-    )
-
-
 async def _transfers(client: Client, directory: Path) -> None:
     random = Random()
     while not (directory / "drain").exists():
-        order = _order(random)
+        order = draw(random, str(uuid4()), ACCOUNTS)
         try:
             handle = await client.start(transfer.money_transfer, order, id=order.id)
             await handle.result(timeout=RESULT)

@@ -15,7 +15,8 @@ import pytest
 
 from devservices import Postgres, RabbitMq
 from examples.money_transfer.books import Books
-from examples.money_transfer.layouts import STARTER, Embedded, Environment, Layout, Servers
+from examples.money_transfer.layouts import LAYOUTS, STARTER, Environment, Layout
+from examples.money_transfer.load import opening
 from tests.plugins.features import Faults
 
 SCALE = 0.02
@@ -24,10 +25,7 @@ DRAIN_SECONDS_MAX = 150
 """P4 bounds resends per 30 s, and a restart of the in-process broker uses much of that: the last lost reply waits."""
 SNAPSHOT_SECONDS = 0.25
 STAGE = "tests.examples.load"
-OPENING = {
-    "savings": {f"saver-{number}": 1_000_000 for number in range(1, 5)},
-    "giro": {f"payee-{number}": 0 for number in range(1, 5)},
-}
+ACCOUNTS = opening(8)
 TOTAL = 4_000_000
 
 STARTING = ("C1", "C2", "C3", "C4")
@@ -47,15 +45,13 @@ def layout(
     stack: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[Layout]:
     monkeypatch.setenv("LOAD_DIRECTORY", str(tmp_path))
-    made: Layout
-    if stack == "sqlite":
-        made = Embedded(opening=OPENING, stage=STAGE)
-    else:
+    if "postgres" in stack:
         postgres: Postgres = request.getfixturevalue("postgres_server")
-        rabbitmq: RabbitMq = request.getfixturevalue("rabbitmq_server")
         monkeypatch.setenv("SAGA_DEMO_POSTGRES_URL", postgres.url)
+    if "rabbitmq" in stack:
+        rabbitmq: RabbitMq = request.getfixturevalue("rabbitmq_server")
         monkeypatch.setenv("SAGA_DEMO_RABBITMQ_URL", rabbitmq.url)
-        made = Servers(opening=OPENING, stage=STAGE)
+    made = LAYOUTS[stack](opening=ACCOUNTS, stage=STAGE)
     with made:
         yield made
 
@@ -132,17 +128,16 @@ def _drain(layout: Layout) -> int:
 def _ends(layout: Layout) -> dict[str, str]:
     """Return the status of every transfer that was ever started."""
     query = "SELECT saga_id, status FROM saga_instance"
-    if not layout.services:
-        path = layout.environment["DEMO_DATABASE"].removeprefix("sqlite:///")
-        connection = sqlite3.connect(path, timeout=10.0)
+    url = layout.environment["MONEY_TRANSFER_COORDINATOR_DATABASE" if layout.services else "DEMO_DATABASE"]
+    if url.startswith("sqlite"):
+        connection = sqlite3.connect(url.removeprefix("sqlite:///"), timeout=10.0)
         try:
             return dict(connection.execute(query).fetchall())
         finally:
             connection.close()
 
     async def read() -> dict[str, str]:
-        url = layout.environment["MONEY_TRANSFER_COORDINATOR_DATABASE"].replace("+asyncpg", "")
-        server = await asyncpg.connect(url, timeout=10.0)
+        server = await asyncpg.connect(url.replace("+asyncpg", ""), timeout=10.0)
         try:
             return {row["saga_id"]: row["status"] for row in await server.fetch(query)}
         finally:

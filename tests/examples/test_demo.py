@@ -59,7 +59,7 @@ def servers(postgres_server: Postgres, rabbitmq_server: RabbitMq) -> dict[str, s
 def test_embedded_demo_ends_with_every_scenario_as_expected_and_no_cent_lost() -> None:
     demo = Demo("--stack", "sqlite")
     assert (demo.status, demo.failed) == (0, set()), demo.text
-    assert demo.good == demo.of == len(SCENARIOS) == 5
+    assert demo.good == demo.of == len(SCENARIOS) == 7
     assert demo.before == demo.after > 0
 
 
@@ -71,7 +71,22 @@ def test_demo_on_servers_ends_with_every_scenario_as_expected_and_no_cent_lost(
 ) -> None:
     demo = Demo("--stack", "postgres-rabbitmq", **servers)
     assert (demo.status, demo.failed) == (0, set()), demo.text
-    assert demo.good == demo.of == len(SCENARIOS) == 5
+    assert demo.good == demo.of == len(SCENARIOS) == 7
+    assert demo.before == demo.after > 0
+
+
+@pytest.mark.slow
+@pytest.mark.feature("I-11")
+@pytest.mark.feature("G-02", acceptance=True)
+@pytest.mark.parametrize("stack", ["postgres", "sqlite-shared"])
+def test_a_transfer_over_separate_processes_needs_nothing_but_a_database(
+    stack: str, postgres_server: Postgres
+) -> None:
+    """Forward and back; CI plays all of them by `make demo`."""
+    chosen = ["--scenario", "success", "--scenario", "unknown target"]
+    demo = Demo("--stack", stack, *chosen, SAGA_DEMO_POSTGRES_URL=postgres_server.url)
+    assert (demo.status, demo.failed) == (0, set()), demo.text
+    assert demo.good == demo.of == 2
     assert demo.before == demo.after > 0
 
 
@@ -94,7 +109,7 @@ def test_money_is_conserved_at_rest_with_a_database_for_every_service(servers: d
     ("sabotage", "caught_by", "may_notice_too"),
     [
         # A crash between two commits repeats a command as well; whether it does depends on the point drawn.
-        ("barrier", "lost reply", {"crash"}),
+        ("barrier", "lost reply", {"crash", "copies"}),
         ("redrive", "lost reply", set()),
         ("compensation", "unknown target", set()),
     ],

@@ -41,6 +41,9 @@ class Bank:
     def read(self) -> Books:
         return Books(dict(self.balances), list(self.moves), list(self.notified))
 
+    def total(self) -> int:
+        return self.read().total
+
 
 class FakeLayout(Layout):
     """Plays a transfer by calling a function; `points` are what a process passes in a dry run."""

@@ -20,11 +20,11 @@ from saga.storage.sqlalchemy.database import Database
 @contextmanager
 def upgraded(stack: str, request: pytest.FixtureRequest) -> Iterator[str]:
     """Give the address of a database of this test's own."""
-    if stack == "sqlite":
+    if stack.startswith("sqlite"):
         yield f"sqlite+aiosqlite:///{_copied_file(request)}"
         return
     server: Postgres = request.getfixturevalue("postgres_server")
-    url = server.create_database(template=server.template("saga-upgraded", _upgrade))
+    url = server.create_database(template=server.template("saga-upgraded", upgrade))
     yield url
     server.drop_database(url)
 
@@ -32,13 +32,14 @@ def upgraded(stack: str, request: pytest.FixtureRequest) -> Iterator[str]:
 def _copied_file(request: pytest.FixtureRequest) -> Path:
     template: Path = request.getfixturevalue("tmp_path_factory").getbasetemp() / "upgraded.db"
     if not template.exists():
-        _upgrade(f"sqlite+aiosqlite:///{template}")
+        upgrade(f"sqlite+aiosqlite:///{template}")
     copy: Path = request.getfixturevalue("tmp_path") / "saga.db"
     shutil.copy(template, copy)
     return copy
 
 
-def _upgrade(url: str) -> None:
+def upgrade(url: str) -> None:
+    """Make our tables."""
     with ThreadPoolExecutor(max_workers=1) as thread:  # whether or not a loop runs in this one
         thread.submit(asyncio.run, _upgrade_async(url)).result()
 

@@ -378,6 +378,26 @@ async def test_a_fence_tells_whether_the_action_had_run_and_closes_it_if_not(rig
     assert await rig.moves() == ([-10] if ran else [])
 
 
+@pytest.mark.feature("E-06")
+@pytest.mark.parametrize("ran", [True, False])
+async def test_p26_an_undo_settled_by_hand_is_closed_or_told_to_have_run(rig: Rig, ran: bool) -> None:
+    """P26: an undo jammed on its way and released after it was closed moves nothing."""
+    calls: list[str] = []
+    await rig.start(accounts(calls))
+    forward = make_command()
+    await rig.ask(forward)
+    if ran:
+        await rig.ask(undo_of(forward))
+    close = make_command(direction="close", run_id=forward[0].runid, data=b"null", step="withdraw")
+    (answer,) = await rig.ask(close)
+    (again,) = await rig.ask(like(close, resend=True))
+    (late,) = await rig.ask(like(undo_of(forward), resend=True))
+    assert answer.outcome == again.outcome == ("had_run" if ran else "nothing_to_undo")
+    assert late.outcome == ("done" if ran else "refused")
+    assert calls == (["withdraw", "refund r-1"] if ran else ["withdraw"])
+    assert await rig.balance() == (100 if ran else 90)
+
+
 @pytest.mark.parametrize("how", ["commit", "rollback", "close", "begin", "connection", "context"])
 async def test_p23_the_session_belongs_to_us(rig: Rig, how: str) -> None:
     """P23: ending the transaction raises and says why; nothing of the attempt stays."""

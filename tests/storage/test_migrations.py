@@ -151,7 +151,12 @@ async def test_tables_of_another_service_further_down_the_search_path_are_not_ou
 
 @pytest.mark.stack("postgres-rabbitmq")
 async def test_storage_settings_fit_what_the_tables_are_for(postgres_url: str, opened: Opener) -> None:
-    """pitfalls 6.2: the outbox is vacuumed by its number of dead rows; instances keep room for heap-only updates."""
+    """pitfalls 6.2: queues are vacuumed by their number of dead rows; instances keep room for heap-only updates."""
+    short_lived = {
+        "autovacuum_vacuum_scale_factor=0",
+        "autovacuum_vacuum_threshold=1000",
+        "autovacuum_vacuum_cost_delay=0",
+    }
     database = opened(postgres_url)
     await database.run(schema.upgrade)
 
@@ -162,11 +167,9 @@ async def test_storage_settings_fit_what_the_tables_are_for(postgres_url: str, o
         return {row.relname: set(row.reloptions) for row in rows if row.relname.startswith("saga_")}
 
     assert await database.run(options) == {
-        "saga_outbox": {
-            "autovacuum_vacuum_scale_factor=0",
-            "autovacuum_vacuum_threshold=1000",
-            "autovacuum_vacuum_cost_delay=0",
-        },
+        "saga_outbox": short_lived,
+        "saga_queue": short_lived,
+        "saga_claim": short_lived,
         "saga_instance": {"fillfactor=75"},
     }
 

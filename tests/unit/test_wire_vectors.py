@@ -12,7 +12,6 @@ import pytest
 
 from saga.compensation.kinds import StepKind
 from saga.coordinator.arrivals import reply_event
-from saga.engine.decide import RETRY_AFTER_MAX_MS
 from saga.engine.events import (
     ActivityCompleted,
     ActivityFailed,
@@ -23,6 +22,7 @@ from saga.engine.events import (
     Event,
     FenceFoundEffect,
 )
+from saga.engine.sending import RETRY_AFTER_MAX_MS
 from saga.messages import (
     BATCH_CONTENT_TYPE,
     BODY_BYTES_MAX,
@@ -242,6 +242,9 @@ def test_the_numbers_on_the_page_are_those_of_the_code() -> None:
         ("fence", "nothing_to_undo", CompensationCompleted),
         ("fence", "had_run", FenceFoundEffect),
         ("fence", "failed", CompensationFailed),
+        ("close", "nothing_to_undo", CompensationCompleted),
+        ("close", "had_run", FenceFoundEffect),
+        ("close", "failed", CompensationFailed),
     ],
 )
 def test_the_coordinator_understands_each_pair_that_the_page_allows(
@@ -251,5 +254,5 @@ def test_the_coordinator_understands_each_pair_that_the_page_allows(
     allowed = set(re.findall(r"^\| `(\w+)` \| `(\w+)` \|", section, re.MULTILINE))
 
     assert (direction, outcome) in allowed
-    assert len(allowed) == 10
+    assert len(allowed) == 13
     assert type(reply_event(replace(DONE, direction=direction, outcome=outcome), 0)) is event

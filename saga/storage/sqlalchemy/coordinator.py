@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, select, tuple_
-from sqlalchemy.engine import URL
 
-from saga.errors import WrongDatabase
 from saga.failpoints import failpoint
 from saga.storage.base import (
     Advanced,
@@ -26,38 +23,37 @@ from saga.storage.base import (
     Work,
 )
 from saga.storage.sqlalchemy import tables as t
+from saga.storage.sqlalchemy.callers import same_database
 from saga.storage.sqlalchemy.database import Database
 from saga.storage.sqlalchemy.postgresql import PostgreSQLStatements
 from saga.storage.sqlalchemy.recent import Known, RecentInstances
 from saga.storage.sqlalchemy.statements import Statements, has_rare
 
-DEFAULT_PORTS: Final = {"postgresql": 5432}
-LOOPBACK: Final = (None, "", "localhost", "127.0.0.1", "::1")
 
-
-def statements_for(database: Database, namespace: str) -> Statements:
-    """Return the statements of the database's dialect."""
+def statements_for(database: Database, namespace: str, *, queued: bool = False) -> Statements:
+    """Return the statements of the database's dialect. `queued`: commands go into the queue of the database broker."""
     kind = PostgreSQLStatements if database.dialect == "postgresql" else Statements
-    return kind(namespace, database.clock)
-
-
-def _place(url: URL) -> tuple[str, ...]:
-    """Return what tells a database from every other, however its address is written."""
-    backend, database = url.get_backend_name(), url.database or ""
-    if backend == "sqlite":
-        return backend, os.path.realpath(database)
-    host = "localhost" if url.host in LOOPBACK else str(url.host)
-    return backend, database, host, str(url.port or DEFAULT_PORTS.get(backend))
+    return kind(namespace, database.clock, queued=queued)
 
 
 class SqlCoordinatorStore:
-    """Adapter of `CoordinatorStore`. `recent` is shared with the client's store of the process."""
+    """Adapter of `CoordinatorStore`. `recent` is shared with the client's store of the process.
 
-    def __init__(self, database: Database, namespace: str, recent: RecentInstances | None = None) -> None:
+    With `queued` the commands that it writes are entries of the database broker's queue already.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        namespace: str,
+        recent: RecentInstances | None = None,
+        *,
+        queued: bool = False,
+    ) -> None:
         self._database = database
         self._recent = recent or RecentInstances(database.clock)
         self._namespace = namespace
-        self._sql = statements_for(database, namespace)
+        self._sql = statements_for(database, namespace, queued=queued)
 
     @property
     def writers(self) -> int:
@@ -167,6 +163,18 @@ class SqlCoordinatorStore:
             lambda connection: [(row.id, row.body) for row in connection.execute(query)]
         )
 
+    async def audited(self, request_id: UUID) -> tuple[str, str] | None:
+        a = t.audit.c
+        query = select(a.status_before, a.status_after).where(
+            a.namespace == self._namespace, a.request_id == request_id
+        )
+
+        def read(connection: Connection) -> tuple[str, str] | None:
+            row = connection.execute(query).first()
+            return None if row is None else (row.status_before, row.status_after)
+
+        return await self._database.run(read, single=True)
+
     async def register(self, definitions: Sequence[tuple[str, int, str, str]]) -> Sequence[str]:
         def transaction(connection: Connection) -> Sequence[str]:
             now = self._sql.now(connection)
@@ -198,11 +206,18 @@ class SqlCoordinatorStore:
 class SqlClientStore:
     """Adapter of `ClientStore`. `recent` is given where a coordinator runs in the same process."""
 
-    def __init__(self, database: Database, namespace: str, recent: RecentInstances | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        namespace: str,
+        recent: RecentInstances | None = None,
+        *,
+        queued: bool = False,
+    ) -> None:
         self._database = database
         self._recent = recent
         self._namespace = namespace
-        self._sql = statements_for(database, namespace)
+        self._sql = statements_for(database, namespace, queued=queued)
 
     async def start(self, changes: Changes) -> tuple[frozenset[UUID], Sequence[StoredRow]]:
         failpoint("C1")
@@ -220,20 +235,10 @@ class SqlClientStore:
         return started
 
     async def start_in(self, session: Any, changes: Changes) -> frozenset[UUID]:
-        self._check(session)
+        same_database(session, self._database)
         started: frozenset[UUID]
         started, _ = await session.run_sync(lambda sync: self._sql.start(sync.connection(), changes))
         return started
-
-    def _check(self, session: Any) -> None:
-        """Refuse a session of another database, before anything is written to it."""
-        url = session.get_bind().engine.url
-        ours = self._database.url
-        if _place(url) != _place(ours):
-            raise WrongDatabase(
-                f"The session is bound to {url.render_as_string(hide_password=True)}, the coordinator's database is "
-                f"{ours.render_as_string(hide_password=True)}; start without session=, or use a session of that one."
-            )
 
     async def find(self, session: Any, saga: str, saga_id: str) -> Existing | None:
         i = t.instance.c

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from contextlib import nullcontext
 from typing import Any, Final, TypeVar
 
@@ -101,6 +101,8 @@ class Database:
             None if self.writer else self.engine.execution_options(isolation_level="AUTOCOMMIT")
         )
 
+        self._reading = self.engine.execution_options(saga_reads=True) if self.writer else None
+
     def _sqlite_engine(self, pool_size: int) -> AsyncEngine:
         engine = create_async_engine(
             self.url,
@@ -143,32 +145,50 @@ class Database:
             },
         )
 
+    async def ping(self) -> bool:
+        """Return True once the server answered one statement."""
+        await self.run(lambda connection: connection.exec_driver_sql("SELECT 1").scalar_one(), single=True)
+        return True
+
     async def run(
-        self, function: Callable[[Connection], T], *, lost_commit: str = "", single: bool = False
+        self,
+        function: Callable[[Connection], T],
+        *,
+        lost_commit: str = "",
+        single: bool = False,
+        once: bool = False,
+        reads: bool = False,
     ) -> T:
         """Return what `function` returned, after its transaction committed.
 
         At most 10 s in all: 5 tries with jittered pauses, as far as the time goes. `lost_commit` names the crash point
         at which a test takes the answer to COMMIT away. `single` says that `function` is one statement, which is a
-        transaction by itself where the server takes it without BEGIN: two round trips less. Raises
+        transaction by itself where the server takes it without BEGIN: two round trips less. `once` raises at once when
+        the connection is lost, for a function that must not run again then. `reads` says that it writes nothing, and
+        so need not wait for its turn to write on SQLite. Raises
         StorageUnavailable (connection), StorageBusy (locks), ConfigurationError (refused log-in); what `function`
         raises for itself comes through after a rollback.
         """
         deadline = self.clock.monotonic() + TRANSACTION_SECONDS
 
         async def attempt() -> T:
-            return await self._try(function, lost_commit, single, deadline - self.clock.monotonic())
+            return await self._try(function, lost_commit, single, reads, deadline - self.clock.monotonic())
 
         try:
             return await attempt()
         except BaseException as error:
-            if classify(error) is Failure.FATAL:
-                _raise_refusal(error)
-                raise
+            match classify(error):
+                case Failure.FATAL:
+                    _raise_refusal(error)
+                    raise
+                case Failure.LOST if once:
+                    raise StorageUnavailable(f"The connection is lost: {describe(error)}.") from None
             log.info("transaction runs again after %s", describe(error))
-        return await self._again(attempt, deadline)
+        return await self._again(attempt, deadline, (Failure.BUSY,) if once else (Failure.BUSY, Failure.LOST))
 
-    async def _again(self, attempt: Callable[[], Coroutine[Any, Any, T]], deadline: float) -> T:
+    async def _again(
+        self, attempt: Callable[[], Coroutine[Any, Any, T]], deadline: float, failures: Collection[Failure]
+    ) -> T:
         def enough(state: RetryCallState) -> bool:
             return (
                 state.attempt_number >= TRIES - 1 or self.clock.monotonic() + state.upcoming_sleep >= deadline
@@ -177,7 +197,7 @@ class Database:
         retrying = AsyncRetrying(
             stop=enough,
             wait=wait_random_exponential(multiplier=0.05, max=1.0),
-            retry=retry_if_exception(lambda error: classify(error) is not Failure.FATAL),
+            retry=retry_if_exception(lambda error: classify(error) in failures),
             sleep=self.clock.sleep,
             reraise=True,
         )
@@ -194,19 +214,24 @@ class Database:
                     raise
 
     async def _try(
-        self, function: Callable[[Connection], T], lost_commit: str, single: bool, seconds: float
+        self, function: Callable[[Connection], T], lost_commit: str, single: bool, reads: bool, seconds: float
     ) -> T:
         ended: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self.spawner.spawn(self._settle(function, lost_commit, single, ended), name="saga-transaction")
+        self.spawner.spawn(self._settle(function, lost_commit, single, reads, ended), name="saga-transaction")
         async with asyncio.timeout(max(seconds, 0.0)):
             return await ended
 
     async def _settle(
-        self, function: Callable[[Connection], T], lost_commit: str, single: bool, ended: asyncio.Future[T]
+        self,
+        function: Callable[[Connection], T],
+        lost_commit: str,
+        single: bool,
+        reads: bool,
+        ended: asyncio.Future[T],
     ) -> None:
         """Tell the waiter how it ended, if he still waits: a failed try is for him to report, not for the spawner."""
         try:
-            result = await self._transaction(function, lost_commit, single)
+            result = await self._transaction(function, lost_commit, single, reads)
         except Exception as error:
             if not ended.done():
                 ended.set_exception(error)
@@ -217,9 +242,13 @@ class Database:
             if not ended.done():
                 ended.set_result(result)
 
-    async def _transaction(self, function: Callable[[Connection], T], lost_commit: str, single: bool) -> T:
+    async def _transaction(
+        self, function: Callable[[Connection], T], lost_commit: str, single: bool, reads: bool
+    ) -> T:
         alone = single and self._autocommit is not None
         engine = self._autocommit if alone and self._autocommit is not None else self.engine
+        if reads and self._reading is not None:
+            engine = self._reading
         run = _run_single if alone else _begin_and_commit
 
         def checked_out() -> T:
@@ -228,7 +257,7 @@ class Database:
                 return run(connection, function)
 
         # P36: the turn comes before the pool, whose connections are opened and handed out in any order
-        async with self._turn or nullcontext():
+        async with (None if reads else self._turn) or nullcontext():
             result: T = await greenlet_spawn(checked_out)
         if lost_commit:
             failpoint(lost_commit)
@@ -286,6 +315,11 @@ def _queue_writers(engine: AsyncEngine, writer: asyncio.Lock) -> None:
 
     @event.listens_for(sync, "begin")
     def begin(connection: Connection) -> None:
+        if connection.get_execution_options().get("saga_reads"):
+            connection.exec_driver_sql(
+                "BEGIN"
+            )  # a snapshot: readers and the writer never wait for each other
+            return
         if not connection.info.get("saga_writer"):
             await_only(writer.acquire())
             connection.info["saga_writer"] = True

@@ -9,18 +9,20 @@ from uuid import UUID
 from sqlalchemy import Connection, case, delete, insert, select, update
 
 from saga.failpoints import failpoint
-from saga.storage.base import IncidentRow, Lease, StoredRow
+from saga.storage.base import IncidentRow, Lease, OutboxRow, StoredRow
 from saga.storage.sqlalchemy import tables as t
 from saga.storage.sqlalchemy.coordinator import statements_for
 from saga.storage.sqlalchemy.database import Database
+from saga.storage.sqlalchemy.statements import queue_row
 
 BLOCKED_SECONDS_MAX = 60.0
 
 
 class SqlOutboxStore:
-    """Adapter of `OutboxStore`."""
+    """Adapter of `OutboxStore`. With `queued`, delayed rows that are due go into the database broker's queue."""
 
-    def __init__(self, database: Database, namespace: str) -> None:
+    def __init__(self, database: Database, namespace: str, *, queued: bool = False) -> None:
+        self._queued = queued
         self._database = database
         self._namespace = namespace
         self._sql = statements_for(database, namespace)
@@ -101,8 +103,13 @@ class SqlOutboxStore:
             ).all()
             if due:
                 now = self._sql.now(connection)
-                rows = [{"namespace": self._namespace, "created_at": now, **row._mapping} for row in due]
-                connection.execute(insert(t.outbox), rows)
+                if self._queued:
+                    connection.execute(
+                        insert(t.queue), [queue_row(OutboxRow(**row._mapping), now) for row in due]
+                    )
+                else:
+                    rows = [{"namespace": self._namespace, "created_at": now, **row._mapping} for row in due]
+                    connection.execute(insert(t.outbox), rows)
                 connection.execute(
                     delete(t.outbox_delayed).where(
                         d.namespace == self._namespace, d.message_id.in_([row.message_id for row in due])
@@ -151,13 +158,12 @@ class SqlOutboxStore:
                         next_try_at=now + timedelta(seconds=retry_seconds),
                     )
                 )
+            run_id = _run_of(row.ordering_key)
             saga = connection.execute(
-                select(i.saga).where(i.namespace == self._namespace, i.run_id == UUID(row.ordering_key))
+                select(i.saga).where(i.namespace == self._namespace, i.run_id == run_id)
             ).scalar()
-            if saga is not None:
-                kind = IncidentRow(
-                    UUID(row.ordering_key), "unroutable", "", saga, row.channel, f"unroutable:{row.channel}"
-                )
+            if saga is not None and run_id is not None:
+                kind = IncidentRow(run_id, "unroutable", "", saga, row.channel, f"unroutable:{row.channel}")
                 self._sql.raise_incident(connection, kind, now)
             return True
 
@@ -188,7 +194,7 @@ class SqlOutboxStore:
                 update(t.incident)
                 .where(
                     n.namespace == self._namespace,
-                    n.run_id.in_([UUID(key) for key in keys]),
+                    n.run_id.in_([run_id for key in keys if (run_id := _run_of(key)) is not None]),
                     n.kind == "unroutable",
                     n.resolved_at.is_(None),
                 )
@@ -196,3 +202,11 @@ class SqlOutboxStore:
             )
 
         await self._database.run(transaction)
+
+
+def _run_of(ordering_key: str) -> UUID | None:
+    """Return the run that a command's key names; the key of a domain event is its publisher's."""
+    try:
+        return UUID(ordering_key)
+    except ValueError:
+        return None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from uuid import UUID
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, delete, select
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
@@ -47,3 +48,22 @@ class SqlParkingStore:
 
         if values:
             await self._database.run(park)
+
+    async def read(self, id: UUID) -> ParkedRow | None:
+        """Return a parked message whole."""
+        p = t.parked.c
+        query = select(p.channel, p.reason, p.fingerprint, p.content_type, p.headers, p.body).where(
+            p.namespace == self._namespace, p.id == id
+        )
+
+        def read(connection: Connection) -> ParkedRow | None:
+            row = connection.execute(query).one_or_none()
+            return None if row is None else ParkedRow(*row[:4], json.loads(row.headers), row.body)
+
+        return await self._database.run(read)
+
+    async def delete(self, id: UUID) -> None:
+        """Forget a message that was sent again."""
+        p = t.parked.c
+        query = delete(t.parked).where(p.namespace == self._namespace, p.id == id)
+        await self._database.run(lambda connection: connection.execute(query))

@@ -14,6 +14,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Insert, Table, TextClause, func, select, text
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 
+from saga.messages import CONTENT_TYPE
 from saga.storage.base import Advanced, Changes, Loaded, OutboxRow, StoredRow, ValueKey
 from saga.storage.sqlalchemy.statements import Statements, has_rare, without
 
@@ -87,6 +88,13 @@ SELECT :namespace, o.part, o.message_id, o.channel, o.ordering_key, o.body, stat
               CAST(:o_keys AS text[]), CAST(:o_bodies AS bytea[])) AS o(part, message_id, channel, ordering_key, body)
 """
 
+_QUEUE: Final = """
+INSERT INTO saga_queue (channel, message_id, ordering_key, content_type, headers, body, created_at)
+SELECT o.channel, o.message_id, o.ordering_key, :content_type, '{}', o.body, statement_timestamp()
+  FROM unnest(CAST(CAST(:o_parts AS text) AS smallint[]), CAST(:o_message_ids AS uuid[]), CAST(:o_channels AS text[]),
+              CAST(:o_keys AS text[]), CAST(:o_bodies AS bytea[])) AS o(part, message_id, channel, ordering_key, body)
+"""
+
 DELETE: Final = """
 DELETE FROM saga_outbox WHERE id IN (
   SELECT id FROM saga_outbox WHERE namespace = :namespace AND id = ANY(CAST(:confirmed AS bigint[]))
@@ -95,7 +103,7 @@ DELETE FROM saga_outbox WHERE id IN (
 
 
 @cache
-def write_statement(*, values: bool, outbox: bool, confirmed: bool) -> TextClause:
+def write_statement(*, values: bool, outbox: str, confirmed: bool) -> TextClause:
     """Return the statement that writes a batch, with those parts that the batch has: an empty one is not free.
 
     Rows are locked in id order before any is changed, so that batches which overlap never deadlock (PG-8). A row that
@@ -116,7 +124,7 @@ moved AS (
   UPDATE saga_instance i
      SET version = u.version, status = u.status, state = u.state, result = u.result,
          wakeup_at = i.created_at + u.wakeup_ms * interval '1 millisecond',
-         closed_at = CASE WHEN u.wakeup_ms IS NULL THEN statement_timestamp() END
+         closed_at = CASE WHEN u.wakeup_ms IS NULL THEN COALESCE(i.closed_at, statement_timestamp()) END
     FROM u JOIN locked ON locked.run_id = u.run_id AND locked.version = u.expected AND locked.status = u.was
    WHERE i.namespace = :namespace AND i.run_id = u.run_id
   RETURNING i.run_id)"""
@@ -125,7 +133,7 @@ moved AS (
 
 
 @cache
-def start_statement(*, values: bool, outbox: bool) -> TextClause:
+def start_statement(*, values: bool, outbox: str) -> TextClause:
     """Return the statement that writes new instances, with those parts that they have."""
     started = """\
 started AS (
@@ -145,15 +153,18 @@ started AS (
     return _with("started", started, values=values, outbox=outbox)
 
 
-def _with(name: str, rows: str, *, values: bool, outbox: bool, also: Sequence[str] = ()) -> TextClause:
-    """Return one statement: the instances' rows, and of what belongs to them only that of those really written."""
+def _with(name: str, rows: str, *, values: bool, outbox: str, also: Sequence[str] = ()) -> TextClause:
+    """Return one statement: the instances' rows, and of what belongs to them only that of those really written.
+
+    `outbox` is the insert of the commands, empty if there are none.
+    """
     parts = [rows, f"h AS ({_HISTORY} JOIN {name} USING (run_id))", *also]
     sent = "NULL, NULL"
     if values:
         parts.append(f"v AS ({_VALUES} JOIN {name} USING (run_id))")
     if outbox:
         owner = f"{name}.run_id = CAST(o.ordering_key AS uuid)"
-        parts.append(f"o AS ({_OUTBOX} JOIN {name} ON {owner} RETURNING id, message_id)")
+        parts.append(f"o AS ({outbox} JOIN {name} ON {owner} RETURNING id, message_id)")
         sent = "(SELECT array_agg(id) FROM o), (SELECT array_agg(message_id) FROM o)"
     # lint: allow SQL because the parts are constants of this module
     return text(f"WITH {', '.join(parts)} SELECT (SELECT array_agg(run_id) FROM {name}), {sent}")
@@ -221,7 +232,7 @@ class PostgreSQLStatements(Statements):
         moved, stored = self._written(
             connection,
             write_statement(
-                values=bool(changes.values), outbox=bool(changes.outbox), confirmed=bool(confirmed)
+                values=bool(changes.values), outbox=self._insert_of(changes), confirmed=bool(confirmed)
             ),
             columns(changes.moved, MOVED) | ({"confirmed": sorted(confirmed)} if confirmed else {}),
             changes,
@@ -234,7 +245,7 @@ class PostgreSQLStatements(Statements):
     def start(self, connection: Connection, changes: Changes) -> tuple[frozenset[UUID], Sequence[StoredRow]]:
         started, stored = self._written(
             connection,
-            start_statement(values=bool(changes.values), outbox=bool(changes.outbox)),
+            start_statement(values=bool(changes.values), outbox=self._insert_of(changes)),
             columns(changes.new, STARTED),
             changes,
         )
@@ -244,6 +255,11 @@ class PostgreSQLStatements(Statements):
             ours = {"namespace": self.namespace, "run_ids": [row.run_id for row in changes.new]}
             there = frozenset(connection.execute(KNOWN_RUNS, ours).scalars())
         return there, stored
+
+    def _insert_of(self, changes: Changes) -> str:
+        if not changes.outbox:
+            return ""
+        return _QUEUE if self.queued else _OUTBOX
 
     def _written(
         self, connection: Connection, statement: TextClause, instances: Mapping[str, Any], changes: Changes
@@ -255,6 +271,7 @@ class PostgreSQLStatements(Statements):
             **columns(changes.history, HISTORY),
             **(columns(((*row.key, row.data) for row in changes.values), VALUE) if changes.values else {}),
             **(columns(changes.outbox, OUTBOX) if changes.outbox else {}),
+            **({"content_type": CONTENT_TYPE} if changes.outbox and self.queued else {}),
         }
         run_ids, ids, message_ids = connection.execute(statement, parameters).one()
         return run_ids or (), _stored(changes.outbox, ids, message_ids)

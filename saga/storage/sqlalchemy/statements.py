@@ -17,6 +17,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from saga.clock import Clock
 from saga.engine.effects import IncidentKind
 from saga.engine.state import Status
+from saga.messages import CONTENT_TYPE
 from saga.storage.base import (
     Advanced,
     Changes,
@@ -45,9 +46,11 @@ def milliseconds(later: datetime, earlier: datetime) -> int:
 class Statements:
     """Everything the coordinator and the client write and read, for one namespace."""
 
-    def __init__(self, namespace: str, clock: Clock) -> None:
+    def __init__(self, namespace: str, clock: Clock, *, queued: bool = False) -> None:
+        """`queued`: this database is the broker as well, so commands are written into its queue and not the outbox."""
         self.namespace = namespace
         self.clock = clock
+        self.queued = queued
 
     def now(self, connection: Connection) -> datetime:
         """Return database time."""
@@ -122,13 +125,14 @@ class Statements:
         if not moved:
             return
         i = t.instance.c
-        created = dict(
-            connection.execute(
-                select(i.run_id, i.created_at).where(
+        known = {
+            row.run_id: row
+            for row in connection.execute(
+                select(i.run_id, i.created_at, i.closed_at).where(
                     i.namespace == self.namespace, i.run_id.in_([row.run_id for row in moved])
                 )
-            ).all()
-        )
+            )
+        }
         done = connection.execute(
             update(t.instance)
             .where(
@@ -153,8 +157,8 @@ class Statements:
                     "b_version": row.version,
                     "b_status": row.status,
                     "b_state": row.state,
-                    "b_wakeup_at": wakeup(created[row.run_id], row.wakeup_ms),
-                    "b_closed_at": now if row.wakeup_ms is None else None,
+                    "b_wakeup_at": wakeup(known[row.run_id].created_at, row.wakeup_ms),
+                    "b_closed_at": (known[row.run_id].closed_at or now) if row.wakeup_ms is None else None,
                     "b_result": row.result,
                 }
                 for row in moved
@@ -173,7 +177,10 @@ class Statements:
         if not rows:
             return []
         # One writer at a time, so the ids of one executemany are consecutive; AUTOINCREMENT never reuses them.
-        self._insert(connection, t.outbox, [{**row._asdict(), "created_at": now} for row in rows])
+        if self.queued:
+            connection.execute(insert(t.queue), [queue_row(row, now) for row in rows])
+        else:
+            self._insert(connection, t.outbox, [{**row._asdict(), "created_at": now} for row in rows])
         last: int = connection.execute(select(func.last_insert_rowid())).scalar_one()
         first = last - len(rows) + 1
         return [
@@ -370,6 +377,19 @@ class Statements:
     def due_now(self, connection: Connection) -> Any:
         """Return database time as an expression to compare due times with."""
         return self.now(connection)
+
+
+def queue_row(row: OutboxRow, now: Any) -> dict[str, Any]:
+    """Return a command as the entry of the database broker's queue that it is."""
+    return {
+        "channel": row.channel,
+        "message_id": row.message_id,
+        "ordering_key": row.ordering_key,
+        "content_type": CONTENT_TYPE,
+        "headers": "{}",
+        "body": row.body,
+        "created_at": now,
+    }
 
 
 def wakeup(created: datetime, wakeup_ms: int | None) -> datetime | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from sqlalchemy import (
+    BigInteger,
     CheckConstraint,
     Column,
     Index,
@@ -173,6 +174,7 @@ audit: Final[Table] = Table(
     Column("reason", Text, nullable=False),
     Column("status_before", Text, nullable=False),
     Column("status_after", Text, nullable=False),
+    Column("detail", Text),
     Column("at", instant(), nullable=False),
     UniqueConstraint("namespace", "request_id"),
     sqlite_autoincrement=True,
@@ -249,6 +251,65 @@ parked: Final[Table] = Table(
     Column("parked_at", instant(), nullable=False),
 )
 Index("ix_saga_parked_fingerprint", parked.c.namespace, parked.c.fingerprint)
+
+# --- database as broker -----------------------------------------------------------------------
+
+channel: Final[Table] = Table(
+    # The channels that were declared, each with the one that takes what is delivered too often.
+    "saga_channel",
+    metadata,
+    Column("name", Text, nullable=False),
+    Column("parking", Text),
+    PrimaryKeyConstraint("name"),
+)
+
+queue: Final[Table] = Table(
+    # Messages that nobody has claimed yet: insert and delete only. The coordinator's commit writes its own.
+    "saga_queue",
+    metadata,
+    Column("id", IDENTITY, primary_key=True, autoincrement=True),
+    Column("channel", Text, nullable=False),
+    Column("message_id", Uuid, nullable=False),
+    Column("ordering_key", Text, nullable=False),
+    Column("content_type", Text, nullable=False),
+    Column("headers", Text, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("created_at", instant(), nullable=False),
+    sqlite_autoincrement=True,  # the id of an acked message must not come back
+)
+Index("ix_saga_queue_channel", queue.c.channel, queue.c.id)
+
+consumer: Final[Table] = Table(
+    # Who consumes now. A claim holds for as long as its consumer renews this row, which is one write for all claims.
+    "saga_consumer",
+    metadata,
+    Column("token", Uuid, nullable=False),
+    Column("channel", Text, nullable=False),
+    Column("expires_at", instant(), nullable=False),
+    # PostgreSQL: the advisory lock that its process holds for as long as it lives, so that a death is seen at once.
+    Column("presence", BigInteger),
+    PrimaryKeyConstraint("token"),
+)
+
+claim: Final[Table] = Table(
+    # Messages that were claimed: moved here by the claim, deleted by the ack. Only the database broker writes here.
+    # Without a token it was given back, and waits until `due_at`.
+    "saga_claim",
+    metadata,
+    Column("id", IDENTITY, autoincrement=False, nullable=False),
+    Column("channel", Text, nullable=False),
+    Column("token", Uuid),
+    Column("due_at", instant()),
+    Column("deliveries", Integer, nullable=False),
+    Column("message_id", Uuid, nullable=False),
+    Column("ordering_key", Text, nullable=False),
+    Column("content_type", Text, nullable=False),
+    Column("headers", Text, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("created_at", instant(), nullable=False),
+    PrimaryKeyConstraint("id"),
+)
+Index("ix_saga_claim_token", claim.c.token)
 
 # --- participant ------------------------------------------------------------------------------
 

@@ -1,0 +1,128 @@
+"""Which broker an address means, and whether its queues are in the app's own database: part of the composition root."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from saga.brokers.base import Broker
+from saga.brokers.database import DatabaseBroker
+from saga.clock import Clock, Ids, Spawner
+from saga.errors import ConfigurationError
+from saga.storage.queue import Bell, QueueStore
+from saga.storage.sqlalchemy import schema as schemas
+from saga.storage.sqlalchemy.bells import FileBell, NotifyBell
+from saga.storage.sqlalchemy.callers import place
+from saga.storage.sqlalchemy.database import Database, async_url
+from saga.storage.sqlalchemy.outbox import SqlOutboxStore
+from saga.storage.sqlalchemy.postgresql_queue import PostgreSQLQueueStatements
+from saga.storage.sqlalchemy.queue import QueueStatements, SqlQueueStore
+
+OWN: Final = "database"
+DATABASES: Final = ("postgresql", "sqlite")
+DUE_BATCH: Final = 1_000
+QUEUE_POOL: Final = 4
+"""Connections of the database broker: one listens, the others publish, claim and settle."""
+
+
+def queues_in(broker: str | Broker, database: str | URL, schema: str | None) -> bool:
+    """Return whether the broker's queues are tables of this database: what is committed there is on its way."""
+    if not isinstance(broker, str):
+        return False
+    if _scheme(broker) not in DATABASES:
+        return _scheme(broker) == OWN
+    url, their_schema = split_schema(broker)
+    ours = schema if url.get_backend_name() == "postgresql" else None
+    return place(url) == place(async_url(database)) and their_schema == ours
+
+
+def make_broker(
+    given: str | Broker,
+    database: Database | None,
+    namespace: str = "default",
+    *,
+    clock: Clock,
+    ids: Ids,
+    spawner: Spawner,
+) -> Broker:
+    """Return the broker given, or the adapter of its address. `database` and `namespace` are the app's own.
+
+    Raises ConfigurationError or MissingExtra.
+    """
+    if not isinstance(given, str):
+        return given
+    ports: dict[str, Any] = {"clock": clock, "ids": ids, "spawner": spawner}
+    scheme = _scheme(given)
+    if scheme == "memory":
+        from saga.brokers.memory import MemoryBroker
+
+        return MemoryBroker(**ports)
+    if scheme in ("amqp", "amqps"):
+        from saga.brokers.rabbitmq import RabbitMQBroker
+
+        return RabbitMQBroker(given, **ports)
+    if database is not None and queues_in(given, database.url, database.schema):
+        outbox = SqlOutboxStore(database, namespace, queued=True)
+        return DatabaseBroker(
+            *queues_of(database, delayed_of=namespace), move_due=lambda: outbox.move_due(DUE_BATCH), **ports
+        )
+    if scheme == OWN:
+        raise ConfigurationError("The broker database:// is the app's own database, and this app has none.")
+    if scheme in DATABASES:
+        return database_broker(given, **ports)
+    raise ConfigurationError(
+        f"No broker for {scheme!r}; known are memory, amqp, amqps, database, postgresql and sqlite."
+    )
+
+
+def database_broker(
+    address: str, *, clock: Clock, ids: Ids, spawner: Spawner, **options: Any
+) -> DatabaseBroker:
+    """Return a broker on the database of that address, with connections of its own.
+
+    `?schema=` in the address says where the tables are on PostgreSQL. An SQLite file is made and upgraded at start.
+    """
+    url, schema = split_schema(address)
+    ports: dict[str, Any] = {"clock": clock, "ids": ids, "spawner": spawner}
+    database = Database(url, schema=schema, pool_size=QUEUE_POOL, **ports)
+    store, bell = queues_of(database)
+    return DatabaseBroker(
+        store,
+        bell,
+        open=lambda: schemas.prepare(database),
+        close=database.dispose,
+        **ports,
+        **options,
+    )
+
+
+def queues_of(database: Database, *, delayed_of: str | None = None) -> tuple[QueueStore, Bell]:
+    """Return the queues of a database, and how processes on it tell each other of new messages.
+
+    `delayed_of` is the namespace whose delayed outbox rows belong into these queues.
+    """
+    clock, ids = database.clock, database.ids
+    if database.dialect == "sqlite":
+        bell = FileBell(str(database.url.database), clock)
+        return SqlQueueStore(database, QueueStatements(clock, ids, delayed_of)), bell
+    notify = NotifyBell(database)
+    statements = PostgreSQLQueueStatements(clock, ids, notify.presence, delayed_of)
+    return SqlQueueStore(database, statements), notify
+
+
+def split_schema(address: str) -> tuple[URL, str | None]:
+    """Return an address without its `schema`, and that. Raises ConfigurationError, never showing a password."""
+    try:
+        url = make_url(address)
+    except (ArgumentError, ValueError):
+        return async_url(address), None  # says what is wrong with it
+    schema = url.query.get("schema")
+    if isinstance(schema, tuple):
+        raise ConfigurationError("The broker's address names more than one schema.")
+    return async_url(url.difference_update_query(["schema"])), schema
+
+
+def _scheme(address: str) -> str:
+    return address.partition("://")[0].partition("+")[0]

@@ -1,0 +1,114 @@
+"""How a process hears that another one put something into a queue: NOTIFY on PostgreSQL, the file's log on SQLite.
+
+A notification is sent after the commit and on its own, never inside it: one that travels with a commit makes all such
+commits wait for each other (docs/design/0007). What is not heard, the broker's own look finds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Collection
+from typing import Any, Final
+
+from sqlalchemy import text
+
+from saga.clock import Clock
+from saga.storage.sqlalchemy.database import Database
+from saga.storage.sqlalchemy.failures import describe
+
+log: Final[logging.Logger] = logging.getLogger("saga.storage")
+
+CHANNEL: Final = "saga_queue"
+BACKOFF_SECONDS: Final = 0.1
+BACKOFF_SECONDS_MAX: Final = 2.0
+WATCH_SECONDS: Final = 0.02
+
+RING: Final = text("""
+SELECT count(pg_notify('saga_queue', CAST(:sender AS text) || name)) FROM unnest(CAST(:channels AS text[])) AS c(name)
+""")
+
+
+class NotifyBell:
+    """PostgreSQL: one connection listens, out of the pool for as long as it lives.
+
+    It also holds an advisory lock by which the others see at once that this process is no more. Behind a pooler that
+    lends connections by the transaction neither works: then the poll and the time of a claim do the same, later.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._engine = database.engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._lock = int(database.ids.uuid7().int & 0x7FFFFFFFFFFFFFFF)
+        self._locked = False
+        self._sender = database.ids.uuid7().hex[-12:]  # so that nobody is woken by his own ring
+
+    def presence(self) -> int | None:
+        """Return the lock that this process holds."""
+        return self._lock if self._locked else None
+
+    async def listen(self, heard: Callable[[str], None], lost: Callable[[], None]) -> None:
+        def notified(_connection: Any, _pid: int, _channel: str, payload: str) -> None:
+            sender, name = payload[:12], payload[12:]
+            if sender != self._sender:
+                heard(name)
+
+        failures = 0
+        while True:
+            listening = False
+            try:
+                async with self._engine.connect() as connection:
+                    driver: Any = (await connection.get_raw_connection()).driver_connection
+                    gone = asyncio.Event()
+                    try:
+                        driver.add_termination_listener(lambda _connection, gone=gone: gone.set())
+                        await driver.add_listener(CHANNEL, notified)
+                        await driver.execute("SELECT pg_advisory_lock($1)", self._lock)
+                        self._locked = listening = True
+                        failures = 0
+                        heard("")  # what was put there before we listened
+                        await gone.wait()
+                    finally:
+                        self._locked = False
+                        await connection.invalidate()
+            # lint: allow broad-except because this loop is its own supervisor; without it the poll goes on alone
+            except Exception as error:
+                log.info("listening begins again after %s", describe(error))
+            if listening:
+                lost()
+            failures += 1
+            await self._database.clock.sleep(min(BACKOFF_SECONDS * 2.0**failures, BACKOFF_SECONDS_MAX))
+
+    async def ring(self, channels: Collection[str]) -> None:
+        parameters = {"sender": self._sender, "channels": sorted(channels)}
+        await self._database.run(
+            lambda connection: connection.execute(RING, parameters).scalar(), single=True, once=True
+        )
+
+
+class FileBell:
+    """SQLite: every commit changes the write-ahead log beside the file, which costs no statement to see."""
+
+    def __init__(self, path: str, clock: Clock) -> None:
+        self._log = f"{path}-wal"
+        self._clock = clock
+
+    async def listen(self, heard: Callable[[str], None], lost: Callable[[], None]) -> None:
+        heard("")
+        seen = self._state()
+        while True:
+            await self._clock.sleep(WATCH_SECONDS)
+            if (now := self._state()) != seen:
+                seen = now
+                heard("")
+
+    async def ring(self, channels: Collection[str]) -> None:
+        """The commit has changed the file."""
+
+    def _state(self) -> tuple[int, int]:
+        try:
+            status = os.stat(self._log)
+        except OSError:
+            return 0, 0
+        return status.st_mtime_ns, status.st_size

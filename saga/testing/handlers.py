@@ -1,0 +1,200 @@
+"""The participants of an environment: the user's handlers, or stand-ins, each told what goes wrong and kept account of.
+
+What a handler has done is written down in its own transaction, in the order of the commits, so that `done` never tells
+of anything that was rolled back. A handler without a session has no transaction to write in: it counts when it first
+returns, because what it does is at least once, and its barrier row is all that a copy can repeat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from sqlalchemy import Boolean, Column, Connection, Integer, MetaData, Table, Text, insert, select
+
+from saga.definition.activity import Activity, Compensation, Handler, Participant
+from saga.definition.refs import Owner
+from saga.errors import ConfigurationError, PayloadInvalid
+from saga.outcomes import ActivityContext, Refused
+from saga.payloads import NONE, Codec
+from saga.testing.faults import FaultKind, Faults, InjectedFailure
+
+StandIns = Mapping[Activity[Any, Any, Any], Any]
+"""By activity: its output, or a function of its input that returns or raises what the activity would."""
+
+_CONTEXT: Final = "saga_testing_context"
+_INPUT: Final = "saga_testing_input"
+_SIMPLEST: Final = (b"null", b"{}", b'""', b"0", b"[]", b"false")
+
+_ledger: Final = Table(
+    "saga_testing_done",
+    MetaData(),
+    Column("number", Integer, primary_key=True),
+    Column("run_id", Text, nullable=False),
+    Column("step", Text, nullable=False),
+    Column("undo", Boolean, nullable=False),
+)
+
+
+@dataclass
+class Ledger:
+    """What the participants have done and undone."""
+
+    _numbers: int = 0
+    _without_session: dict[tuple[str, str, bool], int] = field(default_factory=dict)
+
+    @staticmethod
+    def create(connection: Connection) -> None:
+        """Make the table."""
+        _ledger.create(connection, checkfirst=True)
+
+    async def write(self, context: ActivityContext, undo: bool, session: Any) -> None:
+        """Write down that a handler has done its work, in its session if it has one."""
+        self._numbers += 1
+        what = (context.run_id, context.step, undo)
+        if session is None:
+            self._without_session.setdefault(what, self._numbers)
+        else:
+            await session.execute(insert(_ledger).values((self._numbers, *what)))
+
+    def read(self, connection: Connection, run_id: str) -> tuple[str, ...]:
+        """Return what was done for one run, in the order of the commits: `withdraw`, `undo withdraw`."""
+        # lint: allow namespace because the table is the test's own
+        rows = [tuple(row) for row in connection.execute(select(_ledger))]
+        rows += [(number, *what) for what, number in self._without_session.items()]
+        mine = sorted(row for row in rows if row[1] == run_id)
+        return tuple(f"undo {step}" if undo else str(step) for _, _, step, undo in mine)
+
+
+@dataclass
+class Stage:
+    """What the handlers of an environment share with it."""
+
+    faults: Faults
+    die: Callable[[], None]
+    """Kills the participants' process."""
+    ledger: Ledger = field(default_factory=Ledger)
+    running: Counter[str] = field(default_factory=Counter)
+    """Handlers that run now, by what they do."""
+
+
+def participants(
+    activities: Iterable[Activity[Any, Any, Any]],
+    implementations: Iterable[Participant],
+    stand_ins: StandIns,
+    stage: Stage,
+) -> list[Participant]:
+    """Return participants that serve these activities: by their own handlers, by those given, else by stand-ins.
+
+    Raises ConfigurationError for a contract whose output nobody can make up.
+    """
+    own = {each.owner: each for participant in implementations for each in participant.activities.values()}
+    says = {activity.owner: said for activity, said in stand_ins.items()}
+    made: dict[str, Participant] = {}
+    for activity in activities:
+        implemented = own.get(activity.owner, activity)
+        owner = activity.participant
+        serving = made.setdefault(owner.name, Participant(owner.name, start_to_close=None))
+        if activity.name not in serving.activities:
+            serving.activities[activity.name] = _staged(implemented, says, stage)
+    return list(made.values())
+
+
+def _staged(
+    activity: Activity[Any, Any, Any], says: Mapping[Owner, Any], stage: Stage
+) -> Activity[Any, Any, Any]:
+    forward, undo = activity.handler, activity.compensation_
+    if forward is None or activity.owner in says:
+        forward = _stand_in(activity, says)
+        undo = None if undo is None else replace(undo, handler=Handler(_nothing, None, None, None, None))
+    return replace(
+        activity, handler=_watched(forward, stage, undo=False), compensation_=_staged_undo(undo, stage)
+    )
+
+
+def _staged_undo(undo: Compensation | None, stage: Stage) -> Compensation | None:
+    if undo is None or undo.handler is None:
+        return undo
+    return replace(undo, handler=_watched(undo.handler, stage, undo=True))
+
+
+# --- a handler under watch --------------------------------------------------------------------
+
+
+def _watched(handler: Handler, stage: Stage, *, undo: bool) -> Handler:
+    """Return the handler with its faults before it and its line in the ledger behind it; batches are of one."""
+    asks = handler.context_argument is not None
+
+    async def run(**arguments: Any) -> Any:
+        name = handler.context_argument or _CONTEXT
+        context: ActivityContext = arguments[name] if asks else arguments.pop(name)
+        doing = f"undo {context.step}" if undo else context.step
+        stage.running[doing] += 1
+        try:
+            _strike(stage.faults, context.step, undo)
+            value = await _call(handler, arguments)
+            if stage.faults.strike({FaultKind.CRASH_UNCOMMITTED}, context.step, undo=undo):
+                stage.die()
+                await asyncio.get_running_loop().create_future()  # this task is being killed
+            session = arguments.get(handler.session_argument or "")
+            await stage.ledger.write(context, undo, session)
+            return value
+        finally:
+            stage.running[doing] -= 1
+
+    return replace(handler, function=run, context_argument=handler.context_argument or _CONTEXT, batch=None)
+
+
+def _strike(faults: Faults, step: str, undo: bool) -> None:
+    fault = faults.strike({FaultKind.REFUSE, FaultKind.FAIL}, step, undo=undo)
+    if fault is not None and fault.kind is FaultKind.REFUSE:
+        raise Refused(fault.reason)
+    if fault is not None:
+        raise InjectedFailure(str(fault))
+
+
+async def _call(handler: Handler, arguments: dict[str, Any]) -> Any:
+    if handler.batch is None:
+        return await handler.function(**arguments)
+    one = {name: each if name == handler.session_argument else [each] for name, each in arguments.items()}
+    values = await handler.function(**one)
+    value = None if values is None else values[0]
+    if isinstance(value, Refused):
+        raise value
+    return value
+
+
+# --- stand-ins --------------------------------------------------------------------------------
+
+
+def _stand_in(activity: Activity[Any, Any, Any], says: Mapping[Owner, Any]) -> Handler:
+    owner = activity.owner
+    answer = says[owner] if owner in says else _simplest(activity.output, activity.name)
+
+    async def stand_in(**arguments: Any) -> Any:
+        said = answer(*arguments.values()) if callable(answer) else answer
+        return await said if inspect.isawaitable(said) else said
+
+    argument = None if activity.input is NONE else _INPUT
+    return Handler(stand_in, argument, None, None, None)
+
+
+def _simplest(output: Codec[Any], activity: str) -> Any:
+    """Return the emptiest value of a type."""
+    for raw in _SIMPLEST:
+        try:
+            return output.decode(raw)
+        except PayloadInvalid:
+            continue
+    raise ConfigurationError(
+        f"{activity!r} has no implementation here, and a {output.name} cannot be made up: "
+        f"give stand_ins={{{activity}: {output.name}(...)}}, or participants=[...] that implement it."
+    )
+
+
+async def _nothing(**_: Any) -> None:
+    """The undo of a stand-in."""

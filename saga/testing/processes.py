@@ -1,0 +1,142 @@
+"""Processes inside one: each is an App with tasks of its own that can be killed, on a broker and a database that stay.
+
+What a process has sent to the database goes on without it, what it had not acked is delivered again, and nothing of it
+is given back in good order: as after SIGKILL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any, Final, TypeVar
+
+from saga.app import App
+from saga.brokers.base import Broker, Capabilities
+from saga.brokers.memory import MEMORY, MemoryBroker, MemoryQueues
+from saga.clock import Clock, TaskSpawner
+from saga.storage.sqlalchemy.database import Database
+from saga.testing.faults import Faults
+from saga.testing.faulty import FaultyBroker, Held
+
+T = TypeVar("T")
+
+DURABLE: Final[Capabilities] = replace(MEMORY, name="durable memory", durable=True)
+"""The queues outlive each process, as those of a server would."""
+NAMESPACE: Final = "default"
+DYING_SECONDS_MAX: Final = 10.0
+
+
+class MortalSpawner(TaskSpawner):
+    """Tasks of one process: `kill` ends them where they stand, and nothing starts afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._dead = False
+
+    @property
+    def tasks(self) -> list[asyncio.Task[Any]]:
+        """The tasks that run."""
+        return list(self._tasks)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
+        task = super().spawn(coroutine, name=name)
+        if self._dead:
+            task.cancel()
+        return task
+
+    def kill(self) -> None:
+        self._dead = True
+        for task in self.tasks:
+            task.cancel()
+
+
+class StayingDatabase(Database):
+    """A database whose connections outlive the processes that use them."""
+
+    async def dispose(self) -> None:
+        """Keep the connections; `shut` closes them."""
+
+    async def shut(self) -> None:
+        """Close the connections."""
+        await super().dispose()
+
+    @property
+    def connections_out(self) -> int:
+        """Connections that somebody holds."""
+        out: int = self.engine.pool.checkedout()  # type: ignore[attr-defined]  # a QueuePool, as `Database` makes it
+        return out
+
+
+class Process(App):
+    """One process of an environment."""
+
+    def __init__(
+        self,
+        database: StayingDatabase,
+        queues: MemoryQueues,
+        faults: Faults,
+        held: list[Held],
+        clock: Clock,
+        *,
+        redrive: timedelta,
+        strike: Callable[[], None],
+        died: Callable[[Process], None],
+        **app: Any,
+    ) -> None:
+        """A fault that kills, met on this process's connection, calls `strike`; `died` is told of this one's death."""
+        super().__init__(
+            str(database.url), broker="memory://", namespace=NAMESPACE, clock=clock, redrive=redrive, **app
+        )
+        self.alive: bool = True
+        self._stays = database
+        self._queues = queues
+        self._faults = faults
+        self._held = held
+        self._strike = strike
+        self._died = died
+        self._spawners: list[MortalSpawner] = []
+        self._connection: MemoryBroker | None = None
+
+    def make_spawner(self) -> TaskSpawner:
+        self._spawners.append(made := MortalSpawner())
+        return made
+
+    def make_database(self, spawner: TaskSpawner) -> Database | None:
+        return self._stays
+
+    async def prepare_database(self, database: Database) -> None:
+        """The environment has prepared it."""
+
+    def make_broker(self, spawner: TaskSpawner, database: Database | None) -> Broker:
+        self._connection = MemoryBroker(
+            self._queues, clock=self._clock, ids=self._ids, spawner=spawner, capabilities=DURABLE
+        )
+        return FaultyBroker(self._connection, self._faults, self._strike, self._held)
+
+    def kill(self) -> None:
+        """End every task where it stands and lose the connection to the broker; nothing starts afterwards."""
+        if self.alive:
+            self.end()
+            self._died(self)
+
+    def end(self) -> None:
+        """The same, and nobody is told of it."""
+        self.alive = False
+        for spawner in self._spawners:
+            spawner.kill()
+        if self._connection is not None:
+            self._connection.sever()
+
+    @property
+    def tasks(self) -> list[asyncio.Task[Any]]:
+        """The tasks that run."""
+        return [task for spawner in self._spawners for task in spawner.tasks]
+
+    async def bury(self) -> None:
+        """Wait until nothing of a killed process runs any more."""
+        if tasks := self.tasks:
+            await asyncio.wait(tasks, timeout=DYING_SECONDS_MAX)
+        if self._connection is not None:
+            await self._connection.close()
