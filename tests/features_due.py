@@ -73,12 +73,12 @@ DUE: Final[dict[str, tuple[str, ...]]] = {
     "H-13": STACKS,
     "I-08": PURE,
     # Security
-    "L-01": STACKS,
-    "L-02": STACKS,
-    "L-11": STACKS,
-    "L-10": STACKS,
+    "L-01": (*STACKS, *DATABASE_ONLY),
+    "L-02": (*STACKS, *DATABASE_ONLY),
+    "L-11": (*STACKS, *DATABASE_ONLY),
+    "L-10": (*STACKS, *DATABASE_ONLY),
     # Scale and cost
-    "K-01": STACKS,
+    "K-01": (*STACKS, *DATABASE_ONLY),
     "K-04": (POSTGRES_RABBITMQ,),  # several processes need a database and a broker between them
     "K-05": STACKS,
 }
