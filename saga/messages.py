@@ -405,12 +405,17 @@ def _decode(body: bytes, one: TypeAdapter[W], many: TypeAdapter[list[W]], bytes_
     if len(body) > bytes_max:
         raise _too_large(body, bytes_max)
     try:
-        messages = many.validate_json(body) if body.lstrip()[:1] == b"[" else [one.validate_json(body)]
+        pack = body[:1] != b"{" and body.lstrip()[:1] == b"["
+        messages = many.validate_json(body) if pack else [one.validate_json(body)]
     except ValidationError as error:
         raise MessageInvalid(field_paths(error, _attributes)) from None
     if not 1 <= len(messages) <= PACK_COUNT_MAX:
         raise _miscounted(len(messages))
-    names = sum([message.names() for message in messages]) + _names([message.data for message in messages])
+    names = 0
+    for message in messages:
+        names += message.names()
+        if message.data.__class__ in _LOOKED_INTO:
+            names += _names(message.data)
     # Every name in the body has its colon. If there are no more of them than names that were found, then no name stood
     # twice in one object; else a colon may have been in a text, and only a second reading can tell.
     if body.count(b":") != names:
@@ -418,29 +423,21 @@ def _decode(body: bytes, one: TypeAdapter[W], many: TypeAdapter[list[W]], bytes_
     return messages
 
 
-def _names(values: Iterable[Any]) -> int:
-    """Return how many names the objects in payloads have, level by level, so that all of a pack is one pass.
+def _names(value: Any, depth: int = 2) -> int:
+    """Return how many names the objects within a payload have.
 
     Raises MessageInvalid for data that is nested deeper than an envelope may be, and for what JSON has no number for.
     """
-    names = 0
-    level: list[Any] = [value for value in values if value.__class__ in _LOOKED_INTO]
-    for _ in range(DEPTH_MAX - 1):
-        below: list[Any] = []
-        for value in level:
-            if value.__class__ is dict:
-                names += len(value)
-                value = value.values()
-            elif value.__class__ is float:
-                if not isfinite(value):
-                    raise MessageInvalid("data: finite_number")
-                continue
-            below += [inner for inner in value if inner.__class__ in _LOOKED_INTO]
-        if not below:
-            return names
-        level = below
-    if any(value.__class__ is not float for value in level):
+    if value.__class__ is float:
+        if not isfinite(value):
+            raise MessageInvalid("data: finite_number")
+        return 0
+    if depth > DEPTH_MAX:
         raise MessageInvalid(f"data: deeper than {DEPTH_MAX} objects and arrays within each other")
+    names, inside = (len(value), value.values()) if value.__class__ is dict else (0, value)
+    for inner in inside:
+        if inner.__class__ in _LOOKED_INTO:
+            names += _names(inner, depth + 1)
     return names
 
 

@@ -38,6 +38,7 @@ from saga.storage.base import (
     OperatorStore,
     OutboxStatus,
     ParkedRow,
+    Payload,
 )
 from saga.views import Summary, summary
 
@@ -275,6 +276,10 @@ class Operations:
     async def audit(self, run: Run) -> Sequence[AuditEntry]:
         """Return the orders carried out on an instance, oldest first."""
         return await self._operators.audit(_id_of(run))
+
+    async def payloads(self, run: Run) -> Sequence[Payload]:
+        """Return what an instance took and gave, and what its failures said: the only place where that is shown."""
+        return await self._operators.payloads(_id_of(run))
 
     async def incidents(self, saga: str | None = None, *, limit: int = PAGE) -> Sequence[IncidentGroup]:
         """Return open incidents grouped by fingerprint, the largest group first."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 from uuid import UUID
 
 import typer
+from pydantic_core import from_json
 
 from saga.cli.apps import AppOption, JsonOption, SagaOption, YesOption, confirm, run
 from saga.cli.errors import FINDING
@@ -15,7 +17,16 @@ from saga.cli.show import draw
 from saga.client import Client
 from saga.engine.state import Status
 from saga.operations import Page
-from saga.storage.base import DeadLetter, Filter, IncidentGroup, OutboxStatus, ParkedRow
+from saga.outbox.parking import DETAIL_HEADER
+from saga.storage.base import (
+    AuditEntry,
+    DeadLetter,
+    Filter,
+    IncidentGroup,
+    OutboxStatus,
+    ParkedRow,
+    Payload,
+)
 from saga.views import Description
 
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="id or run id", show_default=False)]
@@ -93,18 +104,31 @@ def listing(
         say(f"{'10,000+' if count > 10_000 else count} in all; next page: --below {page.next}")
 
 
-def show(app: AppOption, id: IdArgument, saga: SagaOption = None, as_json: JsonOption = False) -> None:
+def show(
+    app: AppOption,
+    id: IdArgument,
+    saga: SagaOption = None,
+    payloads: Annotated[
+        bool, typer.Option("--payloads", help="show inputs, outputs and what failures said too")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Draw one run: steps, compensations, attempts, times, what is in doubt and what it waits for."""
 
-    async def work(client: Client) -> tuple[Description, Any]:
+    async def work(client: Client) -> tuple[Description, Sequence[AuditEntry], Sequence[Payload]]:
         found = await client.look_up(id, saga=saga)
-        return await client.describe_run(found), await client.audit(found)
+        kept = await client.payloads(found) if payloads else ()
+        return await client.describe_run(found), await client.audit(found), kept
 
-    seen, audit = run(app, work)
+    seen, audit, kept = run(app, work)
     if as_json:
-        document({"instance": seen, "settlement": seen.settlement, "audit": audit})
-    else:
-        draw(seen, audit)
+        more = {"payloads": [{**each._asdict(), "data": from_json(each.data)} for each in kept]}
+        settled = {"instance": seen, "settlement": seen.settlement, "audit": audit}
+        document(settled | more if payloads else settled)
+        return
+    draw(seen, audit)
+    for each in kept:
+        say(f"{visible(each.step or 'saga')} {each.kind}: {visible(each.data.decode())}")
 
 
 def incidents(
@@ -209,6 +233,8 @@ def show_dead_letter(
         "content_type": row.content_type,
         "body_bytes": len(row.body),
     }
+    if DETAIL_HEADER in row.headers:
+        shown["detail"] = row.headers[DETAIL_HEADER]
     if payloads:
         shown |= {"headers": dict(row.headers), "body": row.body.decode("utf-8", "backslashreplace")}
     if as_json:

@@ -38,9 +38,15 @@ def parked_row(
         reason=reason,
         fingerprint=hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16],
         content_type=delivery.content_type,
-        headers={**delivery.headers, DETAIL_HEADER: detail} if detail else delivery.headers,
+        headers=_kept(delivery.headers, detail),
         body=delivery.body if body is None else body,
     )
+
+
+def _kept(headers: Mapping[str, str], detail: str) -> Mapping[str, str]:
+    """Return the sender's headers with our detail; a detail of the sender's own is none, for it is shown to people."""
+    kept = {name: value for name, value in headers.items() if name != DETAIL_HEADER}
+    return {**kept, DETAIL_HEADER: detail} if detail else kept
 
 
 class Parking:

@@ -399,6 +399,17 @@ class AuditEntry(NamedTuple):
     detail: str | None
 
 
+class Payload(NamedTuple):
+    """What an instance took, gave or said, as JSON. `step` is None for the saga's own input and result."""
+
+    step: str | None
+    iteration: int
+    round: int
+    kind: str
+    """`input`, `output`, `undo`, `result`, or what a refusing or failing attempt said: `forward.said.2`."""
+    data: bytes
+
+
 class OperatorStore(Protocol):
     """What operators look at. Pages are newest first; `below` is the last id of the page before, None for the first."""
 
@@ -416,6 +427,10 @@ class OperatorStore(Protocol):
 
     async def audit(self, run_id: UUID) -> Sequence[AuditEntry]:
         """Return the orders carried out on an instance, oldest first."""
+        ...
+
+    async def payloads(self, run_id: UUID) -> Sequence[Payload]:
+        """Return all that is kept of an instance's payloads: its own first, then by step and kind."""
         ...
 
     async def incident_groups(self, saga: str | None, limit: int) -> Sequence[IncidentGroup]:

@@ -36,6 +36,7 @@ COMMANDS: Final[dict[str, tuple[int, tuple[str, ...]]]] = {
     "show-compensated": (0, ("show", "poor")),
     "show-needs-attention": (0, ("show", "stuck")),
     "show-waiting": (0, ("show", "busy")),
+    "show-payloads": (0, ("show", "stuck", "--payloads")),
     "show-nothing": (1, ("show", "nobody")),
     "incidents": (0, ("incidents",)),
     "dead-letters-list": (0, ("dead-letters", "list")),
@@ -112,11 +113,22 @@ def test_a_command_prints_its_golden_file(database: str, name: str, form: str) -
     assert "\x07" not in got
 
 
+@pytest.mark.feature("L-11")
+def test_what_a_failure_said_is_shown_only_when_asked(database: str) -> None:
+    """L-11: the text of an exception counts as payload; class, file and line stand everywhere else."""
+    for form in ((), ("--json",)):
+        without = run("show", "busy", *form)[1]
+        assert "canary-payload" not in without
+        assert "canary-payload" in run("show", "busy", "--payloads", *form)[1]
+    assert "RuntimeError at cli/shop.py:" in run("show", "busy", "--json")[1]
+
+
 @pytest.mark.feature("H-01")
 def test_a_dead_letter_shows_its_body_only_when_asked_and_inert(database: str) -> None:
     [letter] = json.loads(run("dead-letters", "list", "--json")[1])["dead_letters"]
     status, without = run("dead-letters", "show", letter["id"])
-    assert (status, "body:" in without) == (0, False)
+    assert (status, "\nbody:" in without) == (0, False)
+    assert re.search(r"\ndetail: +body: json_invalid", without), "what is wrong with it, and where"
     status, with_body = run("dead-letters", "show", letter["id"], "--payloads")
     assert (status, "red\\x1b[31m\\x07" in with_body) == (0, True)
 

@@ -10,13 +10,15 @@ import uuid
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any, Final
+from uuid import UUID
 
 import pytest
 from pydantic import BaseModel
 
 from saga import App, Handle, Participant, Refused, Saga, SagaError
 from saga.brokers.base import Channel
-from saga.errors import SagaNotFound
+from saga.engine.verbs import Verb
+from saga.errors import DeadLetterNotFound, SagaNotFound
 from saga.messages import (
     Reply,
     command_id,
@@ -26,6 +28,7 @@ from saga.messages import (
     parking_channel,
     replies_channel,
 )
+from saga.storage.base import Filter, ValueKey
 from saga.storage.sqlalchemy import tables
 from tests.doors.bad import written
 from tests.doors.place import Place, until
@@ -87,18 +90,22 @@ async def checksum(place: Place, namespace: str) -> str:
 class Mine:
     """One tenant making calls, good and bad, with all that it may have learned of the other: names, ids, channels."""
 
-    def __init__(self, place: Place, app: App, theirs: list[Handle[Any]], other: str, seed: int) -> None:
+    def __init__(
+        self, place: Place, app: App, theirs: list[Handle[Any]], letter: UUID, other: str, seed: int
+    ) -> None:
         self.place = place
         self.app = app
         self.chance = random.Random(seed)
         self.theirs = theirs
+        self.letter = letter
         self.other = other
         self.seen: list[str] = []
         self.handles: list[Handle[Any]] = []
         self.calls: list[Callable[[], Awaitable[object]]] = [
             self.start, self.start_their_id, self.find_their_id, self.describe, self.describe_theirs,
-            self.result, self.result_of_theirs, self.cancel_theirs, self.reply_for_theirs, self.command_of_theirs,
-            self.reply_that_says_it_is_theirs, self.their_values,
+            self.result, self.result_of_theirs, self.order_theirs, self.order_all_of_theirs, self.lists,
+            self.look_up_theirs, self.what_theirs_said, self.dead_letter_of_theirs, self.reply_for_theirs,
+            self.command_of_theirs, self.reply_that_says_it_is_theirs, self.their_values,
         ]  # fmt: skip
 
     async def go(self, count: int) -> None:
@@ -148,13 +155,41 @@ class Mine:
         handle = self.app.client.handle(errand, self.one_of_theirs().run_id)
         return await handle.result(timeout=timedelta(milliseconds=20))
 
-    async def cancel_theirs(self) -> object:
-        assert self.app._running is not None
-        verbs: Any = self.app._running.client
-        cancel = getattr(verbs, "cancel", None) or verbs._canceller.cancel
+    async def order_theirs(self) -> object:
+        client, verb = self.app.client, self.chance.choice(list(Verb))
         with pytest.raises(SagaNotFound) as caught:
-            await cancel(self.one_of_theirs().run_id, actor="me", reason="mischief")
+            await client.order(verb, self.one_of_theirs().run_id, actor="me", reason="mischief")
         return caught.value.code
+
+    async def order_all_of_theirs(self) -> object:
+        where = Filter(id_prefix=MARKER)
+        return [
+            each
+            async for each in self.app.client.order_all("terminate", where, actor="me", reason="mischief")
+        ]
+
+    async def lists(self) -> object:
+        client = self.app.client
+        looked = [await client.list(), await client.incidents(), await client.outbox(), await client.count()]
+        return [*looked, await client.dead_letters(), await client.list(Filter(id_prefix=MARKER))]
+
+    async def look_up_theirs(self) -> object:
+        theirs = self.one_of_theirs()
+        with pytest.raises(SagaNotFound) as caught:
+            await self.app.client.look_up(self.chance.choice((theirs.id, str(theirs.run_id))))
+        return caught.value.code
+
+    async def what_theirs_said(self) -> object:
+        run, client = self.one_of_theirs(), self.app.client
+        found = [*await client.audit(run), *await client.payloads(run)]
+        assert found == []
+        return found
+
+    async def dead_letter_of_theirs(self) -> object:
+        for call in (self.app.client.dead_letter, self.app.client.redrive):
+            with pytest.raises(DeadLetterNotFound):
+                await call(self.letter)
+        return None
 
     async def reply_for_theirs(self) -> object:
         """A reply in our namespace and channel, for a run of theirs and with its true command id."""
@@ -198,8 +233,6 @@ class Mine:
 
     async def their_values(self) -> object:
         """What an instance of theirs put down, asked for by its true keys."""
-        from saga.storage.base import ValueKey
-
         run = self.one_of_theirs().run_id
         store: Any = self.app.client._store
         keys = [ValueKey(run, step, 0, 0, kind) for step in ("note", "take") for kind in ("output", "input")]
@@ -220,10 +253,13 @@ async def test_random_calls_of_one_tenant_neither_show_nor_touch_the_other(place
             for number, way in enumerate(("done", "refused", "done"))
         ]
         await asyncio.gather(*(handle.result(timeout=WAIT) for handle in handles), return_exceptions=True)
+        await place.send(replies_channel(blue), [MARKER.encode()])
+        await until(theirs.client.dead_letters, "they have a dead letter")
+        [letter] = await theirs.client.dead_letters()
         await until(lambda: _no_outbox(place, blue), "their commands are confirmed and swept")
         before = await checksum(place, blue)
         async with tenant(place, red) as ours:
-            mine = Mine(place, ours, handles, blue, seed)
+            mine = Mine(place, ours, handles, letter.id, blue, seed)
             await mine.go(CALLS)
             await until(lambda: place.drained(place.replies), "our replies are handled")
             await until(lambda: place.drained(commands_channel(red, "desk")), "our commands are handled")
@@ -235,7 +271,8 @@ async def test_random_calls_of_one_tenant_neither_show_nor_touch_the_other(place
     assert MARKER not in shown, f"seed {seed}"
     assert len(mine.seen) == CALLS
     parked = await place.rows("SELECT DISTINCT namespace, reason FROM saga_parked")
-    assert {tuple(row) for row in parked} == {(red, "foreign_namespace"), (red, "unknown_run")}
+    mischief = {(red, "foreign_namespace"), (red, "unknown_run")}
+    assert {tuple(row) for row in parked} == {*mischief, (blue, "message_invalid")}
     assert await place.rows("SELECT count(*) FROM saga_audit") == [(0,)], "no verb reached anybody"
 
 

@@ -193,7 +193,8 @@ async def test_what_is_too_large_or_too_deep_is_parked_and_leaves_no_memory_take
     assert len(HEAVY) >= 8
     bodies = [bad.body(place.namespace) for bad in HEAVY]
     async with place.app(sagas=[]):
-        sizes, taken = [], bodies
+        sizes: list[int] = []
+        taken: list[bytes] = []
         for round in (1, 2, 3):
             taken = await place.send(place.commands, bodies)
 

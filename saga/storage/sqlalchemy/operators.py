@@ -16,6 +16,7 @@ from saga.storage.base import (
     Listed,
     Loaded,
     OutboxStatus,
+    Payload,
 )
 from saga.storage.sqlalchemy import tables as t
 from saga.storage.sqlalchemy.coordinator import statements_for
@@ -127,6 +128,23 @@ class SqlOperatorStore:
         return await self._database.run(
             lambda connection: [AuditEntry(*row) for row in connection.execute(query)]
         )
+
+    async def payloads(self, run_id: UUID) -> Sequence[Payload]:
+        i, v = t.instance.c, t.value.c
+        own = select(i.input, i.result).where(i.namespace == self._namespace, i.run_id == run_id)
+        steps = (
+            select(v.step, v.iteration, v.round, v.kind, v.data)
+            .where(v.namespace == self._namespace, v.run_id == run_id)
+            .order_by(v.step, v.iteration, v.round, v.kind)
+        )
+
+        def read(connection: Connection) -> Sequence[Payload]:
+            row = connection.execute(own).one_or_none()
+            whole = () if row is None else (("input", row.input), ("result", row.result))
+            found = [Payload(None, 0, 0, kind, data) for kind, data in whole if data is not None]
+            return found + [Payload(*row) for row in connection.execute(steps)]
+
+        return await self._database.run(read)
 
     async def incident_groups(self, saga: str | None, limit: int) -> Sequence[IncidentGroup]:
         n = t.incident.c
