@@ -455,15 +455,15 @@ class Client(Operations):
                     log.warning("results wait: %s", error.code)
                 await self._clock.sleep(POLL_SECONDS / 10)
         except Exception as error:
-            self._give_up(error)
+            self.give_up(error)
             raise
         except asyncio.CancelledError:
-            self._give_up(ResultTimeout("The app was stopped while this was waited for; the saga goes on."))
+            self.give_up(ResultTimeout("The app was stopped while this was waited for; the saga goes on."))
             raise
         finally:
             self._poll, self._asked = None, set()
 
-    def _give_up(self, error: Exception) -> None:
+    def give_up(self, error: Exception) -> None:
         """Nobody asks any more: tell those who wait, instead of leaving them there for ever."""
         waiting, self._waiting = self._waiting, {}
         for waiter in (each for waiters in waiting.values() for each in waiters):

@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
+from saga import Refused
 from saga.brokers.base import Broker, OutMessage, PublishOutcome
 from saga.clock import SystemClock
 from saga.definition.activity import Activity
@@ -47,7 +48,14 @@ class Copies:
     late: str
 
 
-Fault = LostReply | Crash | BankDown | Copies
+@dataclass(frozen=True)
+class RefundImpossible:
+    """The bank refuses to undo a step until a person has seen to it; then the operator orders a retry."""
+
+    step: str
+
+
+Fault = LostReply | Crash | BankDown | Copies | RefundImpossible
 LATE: Final = "late"
 """What stands in the log of `Copying` when the late copy was sent."""
 LATE_SECONDS: Final = 1.0
@@ -136,6 +144,31 @@ async def wait_for_late(log: Path) -> None:
     while LATE not in logged(log) and clock.monotonic() < until:
         await clock.sleep(POLL_SECONDS)
     await clock.sleep(LATE_SECONDS)
+
+
+def refuse_undo(activity: Activity[Any, Any, Any], log: Path) -> None:
+    """Let this process refuse to undo an activity until `mend`, and write down each refusal."""
+    undo = activity.compensation_
+    assert undo is not None
+    assert undo.handler is not None
+    handler = undo.handler
+
+    async def refused_until_mended(**arguments: Any) -> Any:
+        if not _mended(log).exists():
+            write(log, "refused\n")
+            raise Refused("account_frozen")
+        return await handler.function(**arguments)
+
+    activity.compensation_ = replace(undo, handler=replace(handler, function=refused_until_mended))
+
+
+def mend(log: Path) -> None:
+    """A person has seen to it: the next attempt of the undo succeeds."""
+    _mended(log).touch()
+
+
+def _mended(log: Path) -> Path:
+    return log.with_suffix(".mended")
 
 
 def bring_down(activity: Activity[Any, Any, Any], attempts: int, log: Path) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from examples.money_transfer.books import Books
-from examples.money_transfer.faults import LATE, BankDown, Copies, Crash, LostReply, logged
+from examples.money_transfer.faults import LATE, BankDown, Copies, Crash, LostReply, RefundImpossible, logged
 from examples.money_transfer.layouts import STARTER, Environment, Layout
 from examples.money_transfer.scenarios import Scenario
 from examples.money_transfer.stage import OUTCOME, Event, Outcome
@@ -135,6 +135,14 @@ class Runner:
                     {self._layout.home(step): {**down, "DEMO_FAULT_LOG": str(log)}},
                     lambda _: len(logged(log)),
                 )
+            case RefundImpossible(step):
+                log = self._layout.directory / "refund-impossible"
+                frozen = {"DEMO_REFUND_IMPOSSIBLE": step, "DEMO_FAULT_LOG": str(log)}
+                yield Injection(
+                    f"the undo of {step} is refused until a person has seen to it, who then orders a retry",
+                    {self._layout.home(step): frozen, STARTER: frozen},
+                    lambda _: len(logged(log)),
+                )
             case Copies(late):
                 log = self._layout.directory / "copies"
                 copying = {"DEMO_COPY_AND_DELAY": late, "DEMO_FAULT_LOG": str(log)}
@@ -185,7 +193,9 @@ def told(line: Event) -> str:
         "ActivityRefused": f"{what} refused ({line.detail.get('code')})",
         "ActivityFailed": f"{what} failed ({line.detail.get('error')})",
         "CompensationCompleted": f"{what} undone",
+        "CompensationRefused": f"undo of {what} refused ({line.detail.get('code')})",
         "CompensationFailed": f"undo of {what} failed ({line.detail.get('error')})",
+        "RetryRequested": "the operator orders a retry",
         "TimerFired": f"no answer to {'undo of ' if undo else ''}{what}",
     }.get(line.event, f"{line.event} {what}".strip())
     if sent := line.detail.get("sent"):

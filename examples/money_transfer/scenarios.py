@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from examples.money_transfer.faults import BankDown, Copies, Crash, Fault, LostReply
+from examples.money_transfer.faults import BankDown, Copies, Crash, Fault, LostReply, RefundImpossible
 
 OPENING: Final = {"savings": {"alice": 50_000}, "giro": {"bob": 30_000}}
 """Which accounts the banks open, and with how many cents."""
@@ -103,5 +103,16 @@ SCENARIOS: Final = (
         ledger=_ARRIVED,
         notifications=1,
         fault=Copies(late="deposit"),
+    ),
+    Scenario(
+        "refund impossible",
+        "Alice's account is frozen when her money comes back: an incident, and a retry by the operator heals it",
+        source="alice",
+        target="nobody",
+        amount=2_500,
+        ends="compensated",
+        reason="unknown_account",
+        ledger=(("withdraw", "alice", -2_500), ("refund", "alice", 2_500)),
+        fault=RefundImpossible(step="withdraw"),
     ),
 )

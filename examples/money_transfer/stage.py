@@ -19,12 +19,14 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 
 from examples.money_transfer import apps, faults, transfer
-from saga import App, Client, ResultTimeout, SagaCompensated, failpoints
+from saga import App, Client, Handle, ResultTimeout, SagaCompensated, failpoints
 from saga.adapters import make_broker
 from saga.brokers.base import Broker
 from saga.clock import SystemClock, SystemIds, TaskSpawner
+from saga.engine.state import Status
 
 RESULT_SECONDS: Final = 12.0
+ATTENTION_SECONDS: Final = 0.05
 
 
 @dataclass
@@ -82,6 +84,8 @@ def _participant(name: str) -> App:
 
 _settings: Final = apps.Settings()
 faults.apply(_sabotage, transfer.withdraw)
+if _frozen := _environment.get("DEMO_REFUND_IMPOSSIBLE"):
+    faults.refuse_undo(getattr(transfer, _frozen), _fault_log)
 if _down := _environment.get("DEMO_BANK_DOWN"):
     faults.bring_down(getattr(transfer, _down), int(_environment["DEMO_BANK_DOWN_ATTEMPTS"]), _fault_log)
 coordinator = starter = apps.coordinating(
@@ -105,9 +109,23 @@ async def _running(form: str) -> AsyncIterator[Client]:
             yield app.client
 
 
+async def _operate(handle: Handle[Any]) -> None:
+    """Be the operator: wait for the incident, see to its cause, and order a retry (`saga retry` does the same)."""
+    clock = SystemClock()
+    until = clock.monotonic() + RESULT_SECONDS
+    while clock.monotonic() < until:
+        if (await handle.describe()).status == Status.NEEDS_ATTENTION:
+            faults.mend(_fault_log)
+            await handle.client.retry(handle, reason="the account is open again", actor="demo")
+            return
+        await clock.sleep(ATTENTION_SECONDS)
+
+
 async def _transfer(form: str, order: transfer.Transfer) -> Outcome:
     async with _running(form) as client:
         handle = await client.start(transfer.money_transfer, order, id=order.id)
+        if _frozen:
+            await _operate(handle)
         outcome = Outcome("completed")
         try:
             outcome.result = await handle.result(timeout=timedelta(seconds=RESULT_SECONDS))

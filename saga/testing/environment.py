@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import sys
+import inspect
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -48,7 +48,7 @@ from saga.testing.faults import Faults
 from saga.testing.faulty import Held
 from saga.testing.handlers import Ledger, Stage, StandIns, participants
 from saga.testing.inline import run_inline
-from saga.testing.processes import NAMESPACE, MortalSpawner, Process, StayingDatabase
+from saga.testing.processes import NAMESPACE, MortalSpawner, Process, StayingDatabase, connections_out
 from saga.testing.started import Started, started
 
 I = TypeVar("I")  # noqa: E741 - I for input, R for result
@@ -332,8 +332,9 @@ class Environment:
     def session(self) -> AsyncSession:
         """Return a session on the environment's database, to prepare and to check: `async with env.session() as s`."""
         session = AsyncSession(self.engine, expire_on_commit=False)
-        caller = sys._getframe(1)
-        self._sessions.append((session, f"{Path(caller.f_code.co_filename).name}:{caller.f_lineno}"))
+        here = inspect.currentframe()
+        if here is not None and (caller := here.f_back) is not None:
+            self._sessions.append((session, f"{Path(caller.f_code.co_filename).name}:{caller.f_lineno}"))
         return session
 
     async def started(self, session: AsyncSession) -> list[Started]:
@@ -363,7 +364,7 @@ class Environment:
     def under_way(self) -> bool:
         if self._broken is not None:
             raise self._broken
-        return bool(self._reviving or self._database.connections_out or self._transactions())
+        return bool(self._reviving or connections_out(self._database.engine) or self._transactions())
 
     def _transactions(self) -> bool:
         return any(not task.get_name().startswith("saga-testing-") for task in self._tasks.tasks)
@@ -389,7 +390,7 @@ class Environment:
                 try:
                     await self._driver.until(look, told=lambda: f"a result is waited for{self._doing()}")
                 except StoodStill as error:
-                    self.client._give_up(error)
+                    self.client.give_up(error)
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -473,7 +474,7 @@ class Environment:
 
         With a connection open, no more than that: its locks may hold us up.
         """
-        out = self.engine.pool.checkedout()  # type: ignore[attr-defined]  # a QueuePool
+        out = connections_out(self.engine)
         if out:
             sites = [site for session, site in self._sessions if session.in_transaction()]
             where = f" (a session of {', '.join(sites)})" if sites else ""

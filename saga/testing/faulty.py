@@ -60,5 +60,7 @@ class FaultyBroker(PassingOn):
                 return asyncio.get_running_loop().create_future()  # nobody is there any more to hear of it
             case FaultKind.DUPLICATE_COMMAND | FaultKind.DUPLICATE_REPLY:
                 self.broker.publish([message])
+            case _:
+                pass
         (outcome,) = self.broker.publish([message])
         return outcome

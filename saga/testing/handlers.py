@@ -45,7 +45,9 @@ class Ledger:
     """What the participants have done and undone."""
 
     _numbers: int = 0
-    _without_session: dict[tuple[str, str, bool], int] = field(default_factory=dict)
+    _without_session: dict[tuple[str, str, bool], int] = field(
+        default_factory=dict[tuple[str, str, bool], int]
+    )
 
     @staticmethod
     def create(connection: Connection) -> None:
@@ -78,7 +80,7 @@ class Stage:
     die: Callable[[], None]
     """Kills the participants' process."""
     ledger: Ledger = field(default_factory=Ledger)
-    running: Counter[str] = field(default_factory=Counter)
+    running: Counter[str] = field(default_factory=Counter[str])
     """Handlers that run now, by what they do."""
 
 

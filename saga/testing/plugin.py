@@ -6,7 +6,7 @@
         ended = await env.run(money_transfer, ORDER)
         assert ended.status == "completed"
 
-It needs no other plugin than the one that runs your asynchronous tests (pytest-asyncio or anyio). In a fixture of your
+It needs no other plugin than the one that runs your asynchronous tests, such as pytest-asyncio. In a fixture of your
 own say `async with saga_env(...) as env: yield env`, so that the environment lives as long as the fixture does.
 """
 

@@ -12,6 +12,9 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import QueuePool
+
 from saga.app import App
 from saga.brokers.base import Broker, Capabilities
 from saga.brokers.memory import MEMORY, MemoryBroker, MemoryQueues
@@ -62,11 +65,12 @@ class StayingDatabase(Database):
         """Close the connections."""
         await super().dispose()
 
-    @property
-    def connections_out(self) -> int:
-        """Connections that somebody holds."""
-        out: int = self.engine.pool.checkedout()  # type: ignore[attr-defined]  # a QueuePool, as `Database` makes it
-        return out
+
+def connections_out(engine: AsyncEngine) -> int:
+    """Return how many of an engine's connections somebody holds."""
+    pool = engine.pool
+    assert isinstance(pool, QueuePool), "what SQLAlchemy takes for a SQLite file"
+    return pool.checkedout()
 
 
 class Process(App):

@@ -203,7 +203,7 @@ class _Trying:
         handle = await env.client.start(self._saga, self._input)
         ended = await env.ended(handle)
         waited = ended.status == Status.NEEDS_ATTENTION
-        problems = []
+        problems: list[str] = []
         if waited and not ended.incidents:
             problems.append("it needs attention and no incident says why")
         if trial is not None and trial.attention and not waited:
