@@ -107,6 +107,11 @@ format: $(READY) ## sort imports and format the code
 	@$(BIN)/ruff check --select I --fix $(CHECKED)
 	@$(BIN)/ruff format $(CHECKED)
 
+.PHONY: chaos
+chaos: $(READY) ## kill processes under load: make chaos STACK=postgres-rabbitmq MINUTES=20
+	$(if $(SERVICES_$(STACK)),@$(PY) -m devservices ensure $(SERVICES_$(STACK)))
+	@$(WITH_SERVICES) $(PY) -m tests.chaos --stack $(STACK) --minutes $(or $(MINUTES),20) $(ARGS)
+
 .PHONY: bench
 bench: $(READY) ## measure against the naive form: make bench QUICK=1 STACK=postgres-rabbitmq
 	$(if $(SERVICES_$(STACK)),@$(PY) -m devservices ensure $(SERVICES_$(STACK)))

@@ -3,7 +3,7 @@
 The page `docs/wire.md` is the protocol for other languages; its byte vectors are read by a test. This module knows
 names and bytes only: no broker, no database, no clock.
 
-What is read is refused unless it is exactly that: see docs/design/0007-strict-decoding.md.
+What is read is refused unless it is exactly that: see docs/design/0008-strict-decoding.md.
 """
 
 from __future__ import annotations

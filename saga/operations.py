@@ -304,13 +304,15 @@ class Operations:
             raise DeadLetterNotFound(f"There is no dead letter {id} in this namespace.")
         return row
 
-    async def redrive(self, id: UUID) -> str:
-        """Send a parked message again as it was, and forget it once the broker has confirmed and routed it.
+    async def redrive(self, id: UUID, *, body: bytes | None = None) -> str:
+        """Send a parked message again, and forget it once the broker has confirmed and routed it.
 
-        Returns `confirmed`, `unroutable`, `refused` or `unknown`; with the last three it stays parked. A crash after
-        the confirm leaves it parked too: the second copy meets the barrier. Raises DeadLetterNotFound.
+        As it was, or with an edited `body`. Returns `confirmed`, `unroutable`, `refused` or `unknown`; with the last
+        three it stays parked. A crash after the confirm leaves it parked too: the second copy meets the barrier. Raises
+        DeadLetterNotFound.
         """
-        outcome = await self._resend(await self.dead_letter(id))
+        row = await self.dead_letter(id)
+        outcome = await self._resend(row if body is None else row._replace(body=body))
         if outcome == "confirmed":
             await self._parking.delete(id)
         return outcome

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import count, takewhile
 from random import Random
 from typing import Any, Final, TextIO
 
@@ -87,6 +88,19 @@ class Load:
         self._seed = seed
         self._clock = SystemClock()
         self.run = Run()
+
+    async def play_for(self, seconds: float, before: int) -> Run:
+        """Start transfers for so long, wait for those that are under way, and return what it came to."""
+        began = self._clock.monotonic()
+        numbers = takewhile(lambda _: self._clock.monotonic() - began < seconds, count(len(self.run.seconds)))
+        async with self._client() as client, asyncio.TaskGroup() as group:
+            looking = group.create_task(self._look(before))
+            async with asyncio.TaskGroup() as working:
+                for _ in range(self._concurrency):
+                    working.create_task(self._work(client, numbers))
+            self.run.took = self._clock.monotonic() - began
+            looking.cancel()
+        return self.run
 
     def play(self, transfers: int, *, tell: Callable[[str], None], bar: TextIO) -> bool:
         """Run so many transfers; return whether each ended and no cent was missing at any time."""

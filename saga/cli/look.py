@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Final
 from uuid import UUID
 
@@ -224,19 +225,23 @@ def redrive(
     channel: ChannelOption = None,
     fingerprint: FingerprintOption = None,
     all_of_them: Annotated[bool, typer.Option("--all", help="every one that matches")] = False,
+    body: Annotated[
+        Path | None, typer.Option("--body", help="send what this file holds instead", show_default=False)
+    ] = None,
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Send parked messages again as they were: one by its id, or --all that match; each is forgotten once confirmed."""
-    if (id is None) != all_of_them:
+    """Send parked messages again: one by its id, edited with --body, or --all that match; forgotten once confirmed."""
+    if (id is None) != all_of_them or (all_of_them and body is not None):
         raise typer.BadParameter("give an ID, or --all with --channel or --fingerprint as you wish")
+    edited = None if body is None else body.read_bytes()
     wanted = None if id is None else uuid_of(id, "ID")
     if all_of_them:
         confirm("Send all of them again?", yes)
 
     async def work(client: Client) -> list[tuple[UUID, str]]:
         if wanted is not None:
-            return [(wanted, await client.redrive(wanted))]
+            return [(wanted, await client.redrive(wanted, body=edited))]
         return [each async for each in client.redrive_all(channel=channel, fingerprint=fingerprint)]
 
     outcomes = run(app, work)

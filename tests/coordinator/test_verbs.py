@@ -11,8 +11,8 @@ import pytest
 from saga import RetryPolicy, Saga, failpoints
 from saga.brokers.base import OutMessage
 from saga.errors import ReasonRequired, SagaAbandoned, SagaTerminated, SeveralFound, VerbNotAllowed
-from saga.messages import CONTENT_TYPE
-from saga.storage.base import Filter, ParkedRow
+from saga.messages import CONTENT_TYPE, replies_channel
+from saga.storage.base import Filter
 from saga.storage.sqlalchemy import tables as t
 from tests.coordinator.harness import DONE, HELD, PATIENCE, Node, Order, Stack, refuse
 from tests.coordinator.sagas import sequence
@@ -288,35 +288,42 @@ async def test_pages_hold_every_instance_once_newest_first(stack: Stack) -> None
 # --- dead letters -----------------------------------------------------------------------------
 
 
-@pytest.mark.feature("F-09")
-async def test_a_dead_letter_is_sent_again_and_forgotten(stack: Stack) -> None:
-    """Parked while its saga was unknown here, redriven when it is known."""
+@pytest.mark.feature("F-09", acceptance=True)
+async def test_a_dead_letter_is_edited_sent_again_and_forgotten(stack: Stack, faults: Faults) -> None:
+    """Four replies came as rubbish: each is parked, mended, sent again, and finishes its saga."""
+    faults.declare("rubbish")
     participant = await stack.participant({"s1": [HELD]})
     node = await stack.node(THREE)
-    handle = await node.client.start(THREE, Order(), id="x")
-    await participant.wait_held(1)
-    channel, body = participant.held.pop()
-    await node.client._parking.park([_row(channel, body)])
-    participant.broker.publish([OutMessage(channel, b"no JSON", CONTENT_TYPE)])
-    await stack.until(lambda: parked(node, 2))
-    good, bad = sorted(
-        await node.client.dead_letters(channel=channel), key=lambda each: each.reason != "test"
-    )
-    assert (good.reason, bad.reason) == ("test", "undecodable")
-    assert (await node.client.dead_letter(bad.id)).body == b"no JSON"
-    assert [each.id for each in await node.client.dead_letters(fingerprint=bad.fingerprint)] == [bad.id]
+    handles = [await node.client.start(THREE, Order(), id=f"x-{number}") for number in range(4)]
+    await participant.wait_held(4)
+    held, participant.held = participant.held, []
+    for channel, body in held:
+        participant.broker.publish([OutMessage(channel, body[: len(body) // 2], CONTENT_TYPE)])
+        faults.fired("rubbish")
+    await stack.until(lambda: parked(node, 4))
+    letters = await node.client.dead_letters(channel=held[0][0])
+    assert {letter.fingerprint for letter in letters} == {letters[0].fingerprint}, "one cause, one group"
+    mended = {body[: len(body) // 2]: body for _, body in held}
+    for letter in letters:
+        row = await node.client.dead_letter(letter.id)
+        assert await node.client.redrive(letter.id, body=mended[row.body]) == "confirmed"
+    assert set((await stack.ended(handles)).values()) == {"completed"}
+    assert await node.client.dead_letters() == []
 
-    assert await node.client.redrive(good.id) == "confirmed"
-    assert await stack.ended([handle]) == {"x": "completed"}
+
+@pytest.mark.feature("F-09")
+async def test_what_is_still_bad_is_parked_again(stack: Stack) -> None:
+    participant = await stack.participant({})
+    node = await stack.node(THREE)
+    channel = replies_channel(stack.namespace)
+    participant.broker.publish([OutMessage(channel, b"no JSON", CONTENT_TYPE)])
+    await stack.until(lambda: parked(node, 1))
+    [bad] = await node.client.dead_letters()
     outcomes = [outcome async for _, outcome in node.client.redrive_all(fingerprint=bad.fingerprint)]
     assert outcomes == ["confirmed"]
     await stack.until(lambda: parked(node, 1))
-    [left] = await node.client.dead_letters()
-    assert left.id != bad.id, "it came back and was parked again: nothing is lost"
-
-
-def _row(channel: str, body: bytes) -> ParkedRow:
-    return ParkedRow(channel, "test", "f" * 16, CONTENT_TYPE, {}, body)
+    [again] = await node.client.dead_letters()
+    assert again.id != bad.id
 
 
 async def parked(node: Node, count: int) -> bool:

@@ -13,7 +13,12 @@ from saga.messages import commands_channel, replies_channel
 from tests.doors.place import Place
 from tests.outbox.upgraded import upgraded
 
-BROKERS: Final = {"sqlite": None, "postgres-rabbitmq": "rabbitmq_url"}
+BROKERS: Final = {
+    "sqlite": None,
+    "postgres-rabbitmq": "rabbitmq_url",
+    "postgres": "database://",
+    "sqlite-shared": "database://",
+}
 """Stack to its broker's address, or to the fixture that gives one; None is the broker in the process."""
 
 

@@ -107,16 +107,26 @@ class Place:
             await self._wire.start(coordinator=False, participants=False)
         return self._wire.broker
 
-    async def send(self, channel: str, bodies: Sequence[bytes]) -> None:
-        """Publish bodies as they are; returns when the broker has them all."""
+    async def send(self, channel: str, bodies: Sequence[bytes]) -> list[bytes]:
+        """Publish bodies as they are; return those that the broker takes, once it has them all.
+
+        It may refuse what is above the size that it declares, and nothing else.
+        """
         wire = await self.wire()
+        taken: list[bytes] = []
         for start in range(0, len(bodies), SEND_MAX):
             messages = [
                 OutMessage(channel, body, "application/json", headers={"h": "1"})
                 for body in bodies[start : start + SEND_MAX]
             ]
-            for future in wire.publish(messages):
-                assert await future is PublishOutcome.CONFIRMED
+            for message, future in zip(messages, wire.publish(messages), strict=True):
+                outcome = await future
+                if outcome is PublishOutcome.CONFIRMED:
+                    taken.append(message.body)
+                else:
+                    assert outcome is PublishOutcome.REFUSED
+                    assert len(message.body) > wire.capabilities.body_bytes_max
+        return taken
 
     async def rows(self, query: str, **parameters: Any) -> list[Any]:
         async with self.engine.connect() as connection:

@@ -210,7 +210,7 @@ class Mine:
 
 @pytest.mark.feature("K-01", acceptance=True)
 @pytest.mark.feature("L-10", acceptance=True)
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [20_261_121])
 async def test_random_calls_of_one_tenant_neither_show_nor_touch_the_other(place: Place, seed: int) -> None:
     """K-01, L-10: their marker is in nothing that we get, and their rows are the same to the byte."""
     red, blue = place.namespace, f"{place.namespace}-b"

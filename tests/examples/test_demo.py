@@ -82,11 +82,11 @@ def test_demo_on_servers_ends_with_every_scenario_as_expected_and_no_cent_lost(
 def test_a_transfer_over_separate_processes_needs_nothing_but_a_database(
     stack: str, postgres_server: Postgres
 ) -> None:
-    """Forward and back; CI plays all of them by `make demo`."""
-    chosen = ["--scenario", "success", "--scenario", "unknown target"]
+    """Forward and back; CI plays all five by `make demo`."""
+    chosen = ["--scenario", "unknown target"]
     demo = Demo("--stack", stack, *chosen, SAGA_DEMO_POSTGRES_URL=postgres_server.url)
     assert (demo.status, demo.failed) == (0, set()), demo.text
-    assert demo.good == demo.of == 2
+    assert demo.good == demo.of == 1
     assert demo.before == demo.after > 0
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection, event, insert
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from devservices import LocalPostgres
 from saga import Participant, Saga
@@ -261,6 +262,34 @@ async def test_an_idle_coordinator_asks_at_most_two_statements_a_second_of_its_d
     # one more for the turn that the counting may have cut into
     assert len(counted.seen) <= 2 * seconds + 1, kinds
     assert counted.seen, "it looks at all"
+
+
+# --- one writer ---------------------------------------------------------------------------------------------------
+
+booking = Participant("booking", start_to_close=timedelta(seconds=10))
+
+
+@booking.activity(no_compensation="the test ends first")
+async def book(order: Order, session: AsyncSession) -> Receipt:
+    await session.execute(insert(orders).values(id=order.item))
+    await asyncio.sleep(0.02)  # holding SQLite's one writer, while the queues of the same file are in use
+    return Receipt(number=order.item)
+
+
+bookings = Saga("bookings", Order).step(book).returns(book.out)
+
+
+@pytest.mark.feature("D-10")
+async def test_handlers_and_queues_share_one_database_and_every_effect_happens_once(place: Place) -> None:
+    app = place.app(sagas=[bookings], participants=[booking])
+    async with app:
+        wanted = [f"b-{number}" for number in range(20)]
+        running = [app.client.execute(bookings, Order(item=item)) for item in wanted]
+        async with asyncio.timeout(20):
+            results = await asyncio.gather(*running)
+    assert [result.number for result in results] == wanted
+    assert await place.count("orders") == await place.count("saga_barrier") == 20
+    assert await place.count("saga_queue") == await place.count("saga_claim") == 0
 
 
 # --- losses -------------------------------------------------------------------------------------------------------

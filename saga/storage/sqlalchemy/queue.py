@@ -160,8 +160,9 @@ class QueueStatements:
         seconds: float,
         instead_of: Collection[UUID],
     ) -> bool:
-        """Add a consumer in place of its former selves. Run again, it does the same."""
+        """Add a consumer in place of its former selves and of those that ran out. Run again, it does the same."""
         self.leave(connection, [token, *instead_of])
+        connection.execute(delete(t.consumer).where(t.consumer.c.expires_at <= self.now(connection)))
         expires = self.now(connection) + timedelta(seconds=seconds)
         connection.execute(
             insert(t.consumer).values(
@@ -270,21 +271,19 @@ class QueueStatements:
     # --- looking ------------------------------------------------------------------------------
 
     def renew(self, connection: Connection, tokens: Collection[UUID], seconds: float) -> set[UUID]:
-        """Prolong consumers; remove those that ran out, and give back what nobody holds any more."""
+        """Prolong consumers that have not run out, and give back what no living one holds."""
         k, c = t.claim.c, t.consumer.c
         now = self.now(connection)
         renewed = connection.execute(
             update(t.consumer)
-            .where(c.token.in_(list(tokens)))
+            .where(c.token.in_(list(tokens)), c.expires_at > now)
             .values(expires_at=now + timedelta(seconds=seconds))
             .returning(c.token)
         )
         alive = set(renewed.scalars())
-        connection.execute(delete(t.consumer).where(c.expires_at <= now))
-        # also a claim that was committed just after its consumer was removed: it has no consumer either
         connection.execute(
             update(t.claim)
-            .where(k.token.is_not(None), ~exists().where(c.token == k.token))
+            .where(k.token.is_not(None), ~exists().where(c.token == k.token, c.expires_at > now))
             .values(token=None, due_at=now)
         )
         return alive

@@ -1,0 +1,49 @@
+"""The pages' examples are run as they stand, each page's files in a folder of its own, and print what the page says."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.stack("sqlite")
+
+
+@pytest.mark.parametrize(
+    ("page", "program", "others"),
+    [
+        ("getting-started", "shop", ["production"]),
+        ("compensation", "trip", []),
+        ("events", "orders", []),
+    ],
+)
+def test_the_examples_of_a_page_run(page: str, program: str, others: list[str], tmp_path: Path) -> None:
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    blocks = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", text, re.DOTALL))
+    assert list(blocks) == [program, *others]
+    assert len(blocks) == text.count("```python"), "a block without the name of its file"
+    for name, code in blocks.items():
+        (tmp_path / f"{name}.py").write_text(code)
+    (said,) = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
+    assert run(tmp_path, f"{program}.py") == said
+    for name in others:
+        assert run(tmp_path, "-c", f"import {name}") == ""
+
+
+def run(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
