@@ -38,7 +38,7 @@ class BankDown:
     """The bank that does a step cannot reach its own database: its first attempts fail."""
 
     step: str
-    attempts: int = 3
+    attempts: int = 2
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Lets time pass: waits until nothing moves any more, then jumps to the next instant at which anything is due.
 
 Time never passes while a transaction or a handler runs, so that no bound of theirs is missed by waiting for the real
-world; only a handler that takes longer than `HANGING_SECONDS` is taken as hanging, and meets its `start_to_close`.
+world; only a handler that takes longer than some two seconds is taken as hanging, and meets its `start_to_close`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ T = TypeVar("T")
 CALM_PASSES: Final = 40
 """Turns of the loop in which nothing was under way: whatever wanted to go on has done so."""
 LOOK_SECONDS: Final = 0.0005
-HANGING_SECONDS: Final = 2.0
-PATIENCE_SECONDS: Final = 20.0
+HANGING_LOOKS: Final = 2_000
+"""A handler that runs through so many is taken as hanging: two seconds, or more on a machine with no time for us."""
+PATIENCE_SECONDS: Final = 60.0
 """Of real time, after which waiting for something is given up."""
 POLL_SECONDS: Final = 1.0
 """How far time goes if nothing is due: everybody who polls has looked once."""
@@ -99,13 +100,15 @@ class Driver:
 
     async def quiet(self) -> None:
         """Return when nothing moves, or only handlers that hang."""
-        calm, since = 0, self._real.monotonic()
+        calm, looks = 0, 0
         while calm < CALM_PASSES:
             handling = self._moving.handling
-            if handling and self._real.monotonic() > since + HANGING_SECONDS:
+            if looks >= HANGING_LOOKS:
                 self._hanging = handling
+            elif handling != self._hanging:
+                self._hanging = []
             if (self._moving.under_way or handling) and not (handling and handling == self._hanging):
-                calm = 0
+                calm, looks = 0, looks + 1 if handling else 0
                 await self._real.sleep(LOOK_SECONDS)
             else:
                 calm += 1

@@ -101,7 +101,7 @@ class Ended(Generic[R_co]):
 
 
 @functools.cache
-def _prepared() -> bytes:
+def prepared() -> bytes:
     """Return a SQLite file with our tables, made once by the migrations."""
     with tempfile.TemporaryDirectory(prefix="saga-testing-") as directory:
         path = Path(directory) / "saga.db"
@@ -217,7 +217,7 @@ class Environment:
         """Return the address of the database; a new file unless one is given."""
         if self._given is None:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="saga-testing-")))
-            (directory / "saga.db").write_bytes(_prepared())
+            (directory / "saga.db").write_bytes(prepared())
             return f"sqlite:///{directory / 'saga.db'}"
         url = async_url(self._given if isinstance(self._given, str) else self._given.url)
         if url.get_backend_name() != "sqlite":
