@@ -44,7 +44,6 @@ KINDS = {
 }
 
 
-@pytest.mark.feature("I-06", acceptance=True)
 async def test_a_sound_saga_bears_everything_at_every_step(faults: Counted) -> None:
     """I1, I2, I3, I5: closed, compensated where refused, undone in reverse, nothing twice, no money lost."""
     report = await try_all(money_transfer, ORDER, tables=metadata, prepare=open_accounts, check=conserved)
