@@ -147,6 +147,9 @@ class DatabaseBroker:
         )
         self._consumers[consumer] = None
         await consumer.open()
+        # at once, because whoever takes the place of a process that was killed waits for what that one held
+        self._renew_at = 0.0
+        self._look_now.set()
         return consumer
 
     async def status(self, channel: str) -> ChannelStatus:
