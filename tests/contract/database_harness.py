@@ -90,6 +90,30 @@ class DatabaseHarness(Harness):
         await self.spawner.close()
 
 
+class TellingBell:
+    """A bell that tells when the broker knows of the link's loss."""
+
+    def __init__(self, inner: Bell) -> None:
+        self._inner = inner
+        self.up = asyncio.Event()
+        self.lost = asyncio.Event()
+
+    async def listen(self, heard: Callable[[str], None], lost: Callable[[], None]) -> None:
+        def rung(channel: str) -> None:
+            self.up.set()  # it rings once when it begins to listen
+            heard(channel)
+
+        def gone() -> None:
+            self.up.clear()
+            lost()
+            self.lost.set()
+
+        await self._inner.listen(rung, gone)
+
+    async def ring(self, channels: Collection[str]) -> None:
+        await self._inner.ring(channels)
+
+
 class PostgresHarness(DatabaseHarness):
     """Each broker object reaches the server through a proxy of its own."""
 
@@ -99,12 +123,16 @@ class PostgresHarness(DatabaseHarness):
         self._server = server
         self._stack = AsyncExitStack()
         self._links: dict[Broker, Proxy] = {}
+        self._bells: dict[Broker, TellingBell] = {}
 
     async def connect(self, *, queue_length_max: int | None = None) -> Broker:
         link = await self._stack.enter_async_context(Proxy(self._url))
         database = Database(link.url, **self._ports)
+        store, inner = queues_of(database)
+        bell = TellingBell(inner)
         broker = DatabaseBroker(
-            *queues_of(database),
+            store,
+            bell,
             options=self._options(queue_length_max),
             close=database.dispose,
             clock=self._ports["clock"],
@@ -112,14 +140,19 @@ class PostgresHarness(DatabaseHarness):
             spawner=self.spawner,
         )
         self._links[broker] = link
+        self._bells[broker] = bell
         self._brokers.append(broker)
         await broker.start()
         return broker
 
     async def cut(self, broker: Broker) -> None:
-        while self._links[broker].open_connections < 2:
-            await self.settle()  # still on its way back from the cut before
-        self._links[broker].reset()
+        bell = self._bells[broker]
+        async with asyncio.timeout(self.patience_seconds):
+            await bell.up.wait()  # it may still be on its way back from the cut before
+            bell.lost.clear()
+            self._links[broker].reset()
+            # an ack over a new connection, before the loss of the others is known, would be no lost ack
+            await bell.lost.wait()
 
     async def part(self, broker: Broker) -> None:
         self._links[broker].refuse()
