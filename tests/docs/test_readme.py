@@ -56,5 +56,5 @@ def test_every_path_that_a_page_names_exists() -> None:
 
 def test_every_table_that_a_page_names_exists() -> None:
     for page in (ROOT / "ARCHITECTURE.md", ROOT / "docs" / "operations.md"):
-        named = set(re.findall(r"`(saga_[a-z_]+)`", page.read_text()))
+        named = set(re.findall(r"`(saga_[a-z_]+)`", page.read_text())) - {"saga_id"}  # what a log line has
         assert named <= set(metadata.tables), page.name
