@@ -13,7 +13,7 @@ from saga.retry import RetryPolicy
 from tests.coordinator.harness import Order, Receipt
 
 MS = timedelta(milliseconds=1)
-QUICK = RetryPolicy(initial=MS, maximum=2 * MS, attempts=3, schedule_to_close=timedelta(days=1))
+QUICK = RetryPolicy(initial=MS, maximum=2 * MS, attempts=3, schedule_to_close=timedelta(days=365))
 """Time may be jumped over without ending a budget; a test of a deadline brings its own."""
 ENDLESS = RetryPolicy(initial=MS, maximum=2 * MS, attempts=None, schedule_to_close=None, incident_at=10)
 

@@ -66,12 +66,14 @@ def test_embedded_demo_ends_with_every_scenario_as_expected_and_no_cent_lost() -
 @pytest.mark.slow
 @pytest.mark.feature("I-11")
 @pytest.mark.stack("postgres-rabbitmq")
-def test_demo_on_servers_ends_with_every_scenario_as_expected_and_no_cent_lost(
+def test_demo_on_servers_ends_with_scenarios_as_expected_and_no_cent_lost(
     servers: dict[str, str],
 ) -> None:
-    demo = Demo("--stack", "postgres-rabbitmq", **servers)
+    """Those in which a process dies, a message is lost, and an operator heals; CI plays all eight by `make demo`."""
+    chosen = [word for name in ("lost reply", "crash", "refund impossible") for word in ("--scenario", name)]
+    demo = Demo("--stack", "postgres-rabbitmq", *chosen, **servers)
     assert (demo.status, demo.failed) == (0, set()), demo.text
-    assert demo.good == demo.of == len(SCENARIOS) == 8
+    assert demo.good == demo.of == 3
     assert demo.before == demo.after > 0
 
 
@@ -82,7 +84,7 @@ def test_demo_on_servers_ends_with_every_scenario_as_expected_and_no_cent_lost(
 def test_a_transfer_over_separate_processes_needs_nothing_but_a_database(
     stack: str, postgres_server: Postgres
 ) -> None:
-    """Forward and back; CI plays all five by `make demo`."""
+    """Forward and back; CI plays all eight by `make demo`."""
     chosen = ["--scenario", "unknown target"]
     demo = Demo("--stack", stack, *chosen, SAGA_DEMO_POSTGRES_URL=postgres_server.url)
     assert (demo.status, demo.failed) == (0, set()), demo.text
