@@ -10,7 +10,7 @@ STACK ?= sqlite
 QUICK ?=
 ARGS ?=
 # Tests wait more than they compute, so there are more workers than cores; with WORKERS=0 all run in one process.
-WORKERS ?= 4
+WORKERS ?= 3
 
 BIN := .venv/bin
 PY := $(BIN)/python
