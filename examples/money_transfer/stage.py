@@ -77,6 +77,11 @@ def _broker(url: str, database: str = "") -> str | Broker:
     return faults.LosingReplies(inner, namespace=_namespace, step=str(lost), log=_fault_log)
 
 
+def _coordinating() -> App:
+    broker = _broker(_settings.broker, _settings.coordinator_database)
+    return apps.coordinating(_settings, broker=broker, **_options)
+
+
 def _participant(name: str) -> App:
     broker = _broker(_settings.broker, getattr(_settings, f"{name}_database"))
     return apps.participating(name, _settings, broker=broker, **_options)
@@ -88,10 +93,9 @@ if _frozen := _environment.get("DEMO_REFUND_IMPOSSIBLE"):
     faults.refuse_undo(getattr(transfer, _frozen), _fault_log)
 if _down := _environment.get("DEMO_BANK_DOWN"):
     faults.bring_down(getattr(transfer, _down), int(_environment["DEMO_BANK_DOWN_ATTEMPTS"]), _fault_log)
-coordinator = starter = apps.coordinating(
-    _settings, broker=_broker(_settings.broker, _settings.coordinator_database), **_options
-)
-if __name__ != "__main__":  # for `saga participant`; where all is embedded, drivers may be missing
+# For `saga coordinator | participant`; where all is embedded, the drivers of servers may be missing.
+if __name__ != "__main__":
+    coordinator = _coordinating()
     savings, giro, notifier = map(_participant, ("savings", "giro", "notifier"))
 
 
@@ -101,7 +105,7 @@ if __name__ != "__main__":  # for `saga participant`; where all is embedded, dri
 @contextlib.asynccontextmanager
 async def _running(form: str) -> AsyncIterator[Client]:
     if form == "starter":
-        async with starter.as_client() as client:
+        async with _coordinating().as_client() as client:
             yield client
     else:
         broker = _broker("memory://")
