@@ -244,6 +244,14 @@ def confirmed(definition: Definition, state: State, event: Event) -> Decision:
     return Decision(state._replace(outstanding=None))
 
 
+def unconfirmed(definition: Definition, state: State, event: Event) -> Decision:
+    """A participant without a barrier cannot tell what became of what was in flight; any other failure says nothing."""
+    assert isinstance(event, CompensationFailed)
+    if event.error == NO_BARRIER:
+        return Decision(state._replace(outstanding=None))
+    return record_stale(definition, state, event)
+
+
 # --- standing still ---------------------------------------------------------------------------
 
 
@@ -480,6 +488,7 @@ TRANSITIONS: Final[Mapping[tuple[Status, type[Event]], Transition]] = {
     **{(closed, answer): record_stale for closed in CLOSED for answer in ANSWER_EVENTS},
     **{(closed, CompensationCompleted): confirmed for closed in CLOSED},
     **{(closed, FenceFoundEffect): found for closed in CLOSED},
+    **{(closed, CompensationFailed): unconfirmed for closed in CLOSED},
     **{(closed, asked): ignore for closed in CLOSED for asked in (TimerFired, CancelRequested)},
     # The operators' verbs say themselves where they are allowed.
     **{(status, RetryRequested): verbs.retry for status in Status},

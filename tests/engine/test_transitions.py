@@ -272,7 +272,7 @@ def test_nothing_reopens_a_closed_saga(status: Status) -> None:
     moves = {
         move.__name__ for (each, event), move in TRANSITIONS.items() if each is status and event not in VERBS
     }
-    assert moves == {"ignore", "record_stale", "confirmed", "found"}
+    assert moves == {"ignore", "record_stale", "confirmed", "unconfirmed", "found"}
 
 
 def test_a_cancel_past_the_pivot_is_refused_and_changes_nothing() -> None:

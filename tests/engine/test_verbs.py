@@ -243,6 +243,18 @@ def test_what_was_in_flight_when_it_was_terminated_is_confirmed_or_told(had_run:
     assert run.stands(Status.TERMINATED)
 
 
+@pytest.mark.feature("C-11")
+def test_where_there_is_no_barrier_nothing_is_waited_for_after_the_end() -> None:
+    """P26: the settlement says that it cannot be confirmed, instead of not yet for ever."""
+    run = forward(1)()
+    run.order(TerminateRequested, force=True)
+    run.feed(CompensationFailed(**run.address, error="Boom"))
+    assert run.state.outstanding is not None, "a failure that says nothing changes nothing"
+    run.feed(CompensationFailed(**run.address, error=NO_BARRIER))
+    assert run.state.outstanding is None
+    assert run.stands(Status.TERMINATED)
+
+
 def test_reading_steps_never_stand() -> None:
     run = SagaRun(sequence("COC"))
     run.done()
