@@ -249,7 +249,8 @@ def test_where_there_is_no_barrier_nothing_is_waited_for_after_the_end() -> None
     run = forward(1)()
     run.order(TerminateRequested, force=True)
     run.feed(CompensationFailed(**run.address, error="Boom"))
-    assert run.state.outstanding is not None, "a failure that says nothing changes nothing"
+    fence = run.state.outstanding
+    assert fence is not None, "a failure that says nothing changes nothing"
     run.feed(CompensationFailed(**run.address, error=NO_BARRIER))
     assert run.state.outstanding is None
     assert run.stands(Status.TERMINATED)
