@@ -4,7 +4,7 @@ from typing import Final
 
 from saga.app import App
 from saga.client import Client, Handle
-from saga.compensation.kinds import StepKind
+from saga.compensation.kinds import InDoubt, StepKind
 from saga.definition.activity import Activity, Participant
 from saga.definition.builder import Saga
 from saga.definition.refs import arguments, make
@@ -46,7 +46,7 @@ from saga.errors import (
     WouldDeadlock,
     WrongDatabase,
 )
-from saga.outcomes import ActivityContext, Refused, Result, RetryAfter
+from saga.outcomes import ActivityContext, Inquiry, Refused, Result, RetryAfter
 from saga.retry import RetryPolicy
 from saga.storage.base import Filter
 from saga.views import Description
@@ -77,6 +77,8 @@ __all__ = [
     "DuplicateActivity",
     "Filter",
     "Handle",
+    "InDoubt",
+    "Inquiry",
     "MessageInvalid",
     "MissingCapability",
     "MissingExtra",

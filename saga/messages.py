@@ -62,6 +62,8 @@ class Direction(StrEnum):
 FENCES: Final = frozenset({Direction.FENCE, Direction.CLOSE})
 NO_BARRIER: Final = "no_barrier"
 """Error of a failed fence: its participant keeps no barrier."""
+OUTCOME_UNKNOWN: Final = "outcome_unknown"
+"""Error of an attempt or a fence: an earlier attempt outside the database began, and nobody can tell how it ended."""
 
 
 class Outcome(StrEnum):
@@ -77,6 +79,8 @@ class Outcome(StrEnum):
     """Undo of an action that never ran and never will (empty compensation)."""
     HAD_RUN = "had_run"
     """Answer to a fence: the action had run before; `data` is what its own reply held."""
+    LATE_EFFECT = "late_effect"
+    """The action ran outside the database and ended after its undo had begun: it is to be undone once more (P27)."""
 
 
 # Not frozen and without slots: they are made by the thousand, and both would double what that costs.
@@ -126,7 +130,7 @@ class Reply:
     direction: Literal["forward", "compensate", "fence", "close"]
     commandid: Id
     attempt: Number
-    outcome: Literal["done", "refused", "failed", "nothing_to_undo", "had_run"]
+    outcome: Literal["done", "refused", "failed", "nothing_to_undo", "had_run", "late_effect"]
     schemaversion: Number = 1
     traceparent: Text | None = None
     data: Any = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
 from saga.errors import SagaError
@@ -45,6 +46,17 @@ class RetryAfter(SagaError):
         self.delay = delay
 
 
+class Inquiry(StrEnum):
+    """What an inquiry found out; an activity's output, where it has one, says that it is done (row D-11)."""
+
+    DONE = "done"
+    """It has run; for activities without output."""
+    NOT_DONE = "not_done"
+    """It has not, as far as the other side knows: an attempt that is still on its way is told as a late effect."""
+    UNKNOWN = "unknown"
+    """Still nobody can tell: asked again later."""
+
+
 @dataclass(frozen=True, slots=True)
 class ActivityContext:
     """What a handler may know of the command it serves."""
@@ -58,3 +70,5 @@ class ActivityContext:
     step: str
     attempt: int
     """1 for the first try; for logs, never for keys."""
+    forward_key: str
+    """In an undo: the operation key of the action that it undoes. Elsewhere the same as `operation_key`."""

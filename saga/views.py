@@ -11,7 +11,7 @@ from uuid import UUID
 from pydantic_core import from_json
 
 from saga.definition.builder import SagaDefinition
-from saga.engine.decide import initial
+from saga.engine.decide import ASKED_MS, initial
 from saga.engine.state import CLOSED, CauseKind, State, Status, decode_state
 from saga.engine.verbs import allowed
 from saga.messages import FENCES, Direction
@@ -67,7 +67,9 @@ class Waiting:
     attempt: int
     sent_at: datetime
     retry_at: datetime | None
-    """When the next attempt goes out; None while an answer is awaited."""
+    """When the next attempt goes out; None while an answer, or a person, is awaited."""
+    asked: bool = False
+    """Nothing goes out before a person orders it: the step is in doubt, and its policy is to ask (row E-04)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +234,8 @@ def _forward_state(index: int, state: State) -> str:
 
 
 def _undo(index: int, name: str, state: State, history: Sequence[EventView]) -> UndoView | None:
-    for position, undo in enumerate(state.plan, start=1):
+    # backwards: where an effect landed late, its second undo is the one to look at
+    for position, undo in reversed(list(enumerate(state.plan, start=1))):
         if undo.step == index:
             sent = _sendings(history, name, str(Direction.COMPENSATE))
             ends = [
@@ -251,12 +254,15 @@ def _waiting(state: State, names: Sequence[str], created_at: datetime) -> Waitin
     waiting = state.outstanding
     if waiting is None:
         return None
+    asked = waiting.retry_ms == waiting.sent_ms + ASKED_MS
+    timed = waiting.retry_ms is not None and not asked
     return Waiting(
         names[waiting.step],
         str(waiting.direction),
         waiting.attempt,
         created_at + timedelta(milliseconds=waiting.sent_ms),
-        None if waiting.retry_ms is None else created_at + timedelta(milliseconds=waiting.retry_ms),
+        created_at + timedelta(milliseconds=waiting.retry_ms or 0) if timed else None,
+        asked,
     )
 
 

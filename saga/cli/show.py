@@ -49,7 +49,8 @@ def _facts(seen: Description) -> Iterator[str]:
         when = f"sent {moment(waiting.sent_at)}"
         if waiting.retry_at is not None:
             when = f"next try {moment(waiting.retry_at)}"
-        yield f"waits for:      {visible(waiting.step)} {waiting.direction}, attempt {waiting.attempt}, {when} UTC"
+        what = f"{visible(waiting.step)} {waiting.direction}, attempt {waiting.attempt}, {when} UTC"
+        yield f"waits for:      {f'a person, about {visible(waiting.step)}' if waiting.asked else what}"
     doubtful = [step.name for step in seen.steps if step.state == "unknown"]
     if doubtful:
         yield f"in doubt:       {visible(', '.join(doubtful))}"

@@ -1,4 +1,4 @@
-"""Step kinds and the pivot rule: which steps may stand where (P8, row A-11)."""
+"""Step kinds and the pivot rule: which steps may stand where (P8, row A-11); what becomes of a step in doubt (E-04)."""
 
 from __future__ import annotations
 
@@ -18,6 +18,17 @@ class StepKind(StrEnum):
     """Stands after the pivot and is retried until it succeeds."""
     READ_ONLY = "read_only"
     """Has no effect, so there is nothing to undo."""
+
+
+class InDoubt(StrEnum):
+    """What is done about a step that was sent and gave no trustworthy answer (row E-04); a pivot is always fenced."""
+
+    UNDO = "undo"
+    """Undo it as if it had run: an undo that finds nothing to undo is cheap."""
+    INQUIRE = "inquire"
+    """Ask its participant first, and undo it only if it had run."""
+    ASK = "ask"
+    """Open an incident and wait for a person: `retry` undoes it, `mark-done` and `skip` settle it without."""
 
 
 class StepShape(NamedTuple):

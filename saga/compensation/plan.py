@@ -32,6 +32,8 @@ class Undo:
     in_doubt: bool = False
     """The step was sent and gave no trustworthy answer: it may have run, may run yet, or never."""
     state: UndoState = UndoState.PENDING
+    round: int = 0
+    """1 where an effect landed after its first undo, so that it is undone once more under another key (P27)."""
 
 
 Plan = tuple[Undo, ...]
@@ -59,6 +61,13 @@ def current(plan: Plan) -> int | None:
         if undo.state not in SETTLED:
             return position
     return None
+
+
+def undo_again(plan: Plan, step: int) -> Plan:
+    """Return the plan with one more undo of a step, due next after the one that is due now (P27)."""
+    due = current(plan)
+    place = len(plan) if due is None else due + 1
+    return (*plan[:place], Undo(step, round=1), *plan[place:])
 
 
 def mark(plan: Plan, position: int, state: UndoState) -> Plan:

@@ -18,6 +18,7 @@ from saga.engine.events import (
     CompensationRefused,
     Event,
     FenceFoundEffect,
+    LateEffect,
     MarkDoneRequested,
     RetryRequested,
     SkipRequested,
@@ -103,6 +104,8 @@ def reply_event(reply: Reply, now_ms: int) -> Event:
             return CompensationCompleted(**known, nothing=True)
         case Outcome.HAD_RUN:
             return FenceFoundEffect(**known)
+        case Outcome.LATE_EFFECT:
+            return LateEffect(at_ms=now_ms, command_id=reply.commandid, step=reply.step)
         case Outcome.REFUSED:
             code = _name(data.get("code", ""))
             return ActivityRefused(**known, code=code) if forward else CompensationRefused(**known, code=code)

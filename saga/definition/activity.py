@@ -36,7 +36,7 @@ from typing import (
 from saga.compensation.kinds import StepKind
 from saga.definition.refs import Arguments, Owner, Ref
 from saga.errors import DefinitionError, DuplicateActivity
-from saga.outcomes import ActivityContext, Refused, Result
+from saga.outcomes import ActivityContext, Inquiry, Refused, Result
 from saga.payloads import NONE, Codec, Signature, codec, signature
 from saga.retry import COMPENSATION, FORWARD, RetryPolicy
 
@@ -109,7 +109,10 @@ class Activity(Generic[I, O, P]):
     retry: RetryPolicy
     no_compensation: str | None
     non_retryable: tuple[type[BaseException], ...]
+    at_least_once: bool = False
+    """Its effects are outside the participant's database (row D-11)."""
     compensation_: Compensation | None = field(default=None)
+    inquiry_: Handler | None = field(default=None)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Call the plain function, as a unit test does; no barrier, no messages."""
@@ -172,6 +175,33 @@ class Activity(Generic[I, O, P]):
 
         return declare if function is None else declare(function)
 
+    def inquiry(self, function: Callable[..., Awaitable[O | Inquiry]], /) -> Callable[..., Awaitable[Any]]:
+        """Declare how to find out whether an attempt that was begun has had its effect (row D-11).
+
+        Takes the same input, and an `ActivityContext` whose `operation_key` is the one that the attempt passed on.
+        Returns the activity's output if it has run, `Inquiry.DONE` where that is None, else `Inquiry.NOT_DONE` or
+        `Inquiry.UNKNOWN`; raising, and taking longer than `start_to_close`, mean unknown. Raises DefinitionError.
+        """
+        what = f"inquiry of {self.name!r}"
+        if not self.at_least_once:
+            raise DefinitionError(
+                f"{what}: the barrier knows what became of each attempt, so there is nothing to ask; "
+                "an inquiry belongs to an activity with at_least_once=True.",
+                step=self.name,
+            )
+        if self.inquiry_ is not None:
+            raise DuplicateActivity(f"Activity {self.name!r} has two inquiries.", step=self.name)
+        read = _signature(function, what=what, batch=None, undoing=True)
+        other = next((name for name, type_ in read.payload.items() if type_ != self.input.type), None)
+        if other is not None or read.session is not None:
+            raise DefinitionError(
+                f"{what}: it takes the activity's input ({self.input.name}) and an ActivityContext, nothing else.",
+                step=self.name,
+            )
+        argument = next(iter(read.payload), None)
+        self.inquiry_ = Handler(function, argument, None, None, read.context)
+        return function
+
     def _undo_handler(self, function: Callable[..., Awaitable[Any]], batch: int | None) -> Handler:
         what = f"compensation of {self.name!r}"
         read = _signature(function, what=what, batch=batch, undoing=True)
@@ -192,6 +222,15 @@ class Activity(Generic[I, O, P]):
                     f"({self.output.name}) nor its undo data ({self.undo.name}).",
                     step=self.name,
                 )
+        if self.at_least_once:
+            _check_outside(what, self.name, read, batch)
+            for kind in ("output", "undo"):
+                if f"{kind}_argument" in handler and not handler[f"{kind}_optional"]:
+                    raise DefinitionError(
+                        f"{what}: the action may have run without leaving its {kind}, so "
+                        f"{handler[f'{kind}_argument']!r} must accept None: annotate it `... | None`.",
+                        step=self.name,
+                    )
         return Handler(
             function=function,
             payload_argument=handler.get("payload_argument"),
@@ -298,6 +337,7 @@ class Participant:
         retry: RetryPolicy | None = None,
         no_compensation: str | None = None,
         non_retryable: Sequence[type[BaseException]] = (),
+        at_least_once: bool = False,
     ) -> _Decorator: ...
 
     def activity(
@@ -313,6 +353,7 @@ class Participant:
         no_compensation: str | None = None,
         non_retryable: Sequence[type[BaseException]] = (),
         batch: int | None = None,
+        at_least_once: bool = False,
     ) -> Any:
         """Declare an activity by its implementation.
 
@@ -320,12 +361,17 @@ class Participant:
         payload arguments travel as one generated model; a step gives them by `arguments(...)`.
         `batch=N` (1 to 1,000): the function takes a list of up to N inputs in one session and returns a list of as
         many outputs, `Result`s or `Refused`; an item answered `Refused` must have written nothing (P24).
-        `non_retryable` names exceptions that no retry can mend. Raises DefinitionError, DuplicateActivity.
+        `non_retryable` names exceptions that no retry can mend.
+        `at_least_once=True` is for effects outside the participant's database: no session and no batch; a row is
+        committed before each call, and `ctx.operation_key` is what the other side must know duplicates by (row D-11).
+        Raises DefinitionError, DuplicateActivity.
         """
 
         def declare(function: Callable[..., Awaitable[Any]]) -> Activity[Any, Any, Any]:
             activity_name = name or function.__name__
             read = _signature(function, what=f"activity {activity_name!r}", batch=batch)
+            if at_least_once:
+                _check_outside(f"activity {activity_name!r}", activity_name, read, batch)
             return self._declare(
                 activity_name,
                 read.input,
@@ -340,6 +386,7 @@ class Participant:
                 retry=retry,
                 no_compensation=no_compensation,
                 non_retryable=tuple(non_retryable),
+                at_least_once=at_least_once,
             )
 
         return declare if function is None else declare(function)
@@ -391,6 +438,7 @@ class Participant:
         retry: RetryPolicy | None,
         no_compensation: str | None,
         non_retryable: tuple[type[BaseException], ...],
+        at_least_once: bool = False,
     ) -> Activity[Any, Any, Any]:
         check_name(name, what="activity")
         if name in self.activities:
@@ -417,6 +465,7 @@ class Participant:
             retry=retry or self.retry,
             no_compensation=no_compensation,
             non_retryable=non_retryable,
+            at_least_once=at_least_once,
         )
         self.activities[name] = activity
         return activity
@@ -548,6 +597,17 @@ def _signature(function: Callable[..., Any], *, what: str, batch: int | None, un
         sessions[0] if sessions else None,
         contexts[0] if contexts else None,
     )
+
+
+def _check_outside(what: str, step: str, read: _Read, batch: int | None) -> None:
+    """What is at least once has no part in a transaction of ours, and one row for each call."""
+    if read.session is not None or batch is not None:
+        unfit = "a session" if read.session is not None else "batch"
+        raise DefinitionError(
+            f"{what} is at_least_once, so it cannot have {unfit}: its effects are outside the database. "
+            "Writes of its own belong to an activity of their own.",
+            step=step,
+        )
 
 
 def _is_session(type_: Any) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeGuard, TypeVar, cast, ov
 from pydantic import JsonValue
 from pydantic_core import from_json, to_json
 
-from saga.compensation.kinds import StepKind, StepShape, check_kinds
+from saga.compensation.kinds import InDoubt, StepKind, StepShape, check_kinds
 from saga.definition.activity import UNSET, Activity, Limit, Unset, check_name
 from saga.definition.refs import (
     SAGA_INPUT,
@@ -60,6 +60,7 @@ class _Draft(NamedTuple):
     retry: RetryPolicy | None
     start_to_close: Limit
     no_compensation: str | None
+    in_doubt: InDoubt
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +221,7 @@ class Saga(Generic[I, R]):
         retry: RetryPolicy | None = None,
         start_to_close: Limit = UNSET,
         no_compensation: str | None = None,
+        in_doubt: InDoubt = InDoubt.UNDO,
     ) -> Saga[I, R]: ...
 
     @overload
@@ -234,6 +236,7 @@ class Saga(Generic[I, R]):
         retry: RetryPolicy | None = None,
         start_to_close: Limit = UNSET,
         no_compensation: str | None = None,
+        in_doubt: InDoubt = InDoubt.UNDO,
     ) -> Saga[I, R]: ...
 
     def step(
@@ -247,13 +250,15 @@ class Saga(Generic[I, R]):
         retry: RetryPolicy | None = None,
         start_to_close: Limit = UNSET,
         no_compensation: str | None = None,
+        in_doubt: InDoubt = InDoubt.UNDO,
     ) -> Saga[I, R]:
         """Return the saga with one more step.
 
         `input` is a reference (`saga.input.account`, `withdraw.out`) or `make(Type, field=reference, ...)`, for a
         handler with several payload arguments `arguments(reference, ...)`; without it the step takes the saga's own
         input. `name` is the activity's name unless given; two steps with one
-        activity need it. What else is given goes before what the activity says. Raises DefinitionError.
+        activity need it. `in_doubt` says what is done if nobody knows whether the step has run (row E-04). What else
+        is given goes before what the activity says. Raises DefinitionError.
         """
         if not _is_activity(activity):
             raise DefinitionError(
@@ -269,6 +274,7 @@ class Saga(Generic[I, R]):
             retry=retry,
             start_to_close=start_to_close,
             no_compensation=activity.no_compensation if no_compensation is None else no_compensation,
+            in_doubt=in_doubt,
         )
         self._check_draft(draft)
         return self._with((*self._drafts, draft), self._returns)
@@ -364,6 +370,8 @@ def _compile(
     wrong = check_kinds([_shape(draft) for draft in drafts])
     if wrong is not None:
         raise DefinitionError(wrong, saga=name)
+    for draft in drafts:
+        _check_doubt(draft, name)
     pivot = next((i for i, draft in enumerate(drafts) if draft.kind is StepKind.PIVOT), len(drafts))
     engine = Definition(
         name,
@@ -473,6 +481,25 @@ def _shape(draft: _Draft) -> StepShape:
     return StepShape(draft.name, draft.kind, undoable, draft.no_compensation)
 
 
+def _check_doubt(draft: _Draft, saga: str) -> None:
+    """Refuse a policy that could never apply, and a pivot of which nobody could ever tell whether it has run."""
+    if draft.in_doubt is not InDoubt.UNDO and not _shape(draft).has_compensation:
+        raise DefinitionError(
+            f"Step {draft.name!r} has no compensation, so in_doubt={draft.in_doubt.value!r} has nothing to settle; "
+            "leave it out.",
+            saga=saga,
+            step=draft.name,
+        )
+    activity = draft.activity
+    if draft.kind is StepKind.PIVOT and activity.at_least_once and activity.inquiry_ is None:
+        raise DefinitionError(
+            f"Step {draft.name!r} is a pivot outside the database: after a crash only an inquiry can tell whether it "
+            f"has run. Declare one with @{draft.activity.name}.inquiry.",
+            saga=saga,
+            step=draft.name,
+        )
+
+
 def _policy_after_pivot(draft: _Draft, saga: str) -> RetryPolicy:
     """Past the pivot there is only forward: without end, and with an incident on the way (row E-05)."""
     if draft.retry is not None and not draft.retry.endless:
@@ -502,6 +529,7 @@ def _engine_step(draft: _Draft, saga: str, *, past_pivot: bool) -> Step:
         undo_retry=COMPENSATION if undo is None else _with_incident(undo.retry),
         start_to_close_ms=_ms(limit),
         undo_start_to_close_ms=_ms(limit if undo is None else undo.start_to_close),
+        in_doubt=draft.in_doubt,
     )
 
 
@@ -549,6 +577,7 @@ def _content(
                     "undo_retry": _retry_data(run.undo_retry) if run.has_compensation else None,
                     "start_to_close_ms": run.start_to_close_ms,
                     "undo_start_to_close_ms": run.undo_start_to_close_ms if run.has_compensation else None,
+                    **({} if run.in_doubt is InDoubt.UNDO else {"in_doubt": run.in_doubt}),
                 }
                 for run, step in zip(engine.steps, steps, strict=True)
             ],

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from saga.compensation.plan import UndoState, current, make_plan, mark
+from saga.compensation.kinds import InDoubt
+from saga.compensation.plan import UndoState, current, make_plan, mark, undo_again
 from saga.engine import verbs
 from saga.engine.effects import (
     Effect,
@@ -31,6 +32,7 @@ from saga.engine.events import (
     CompensationRefused,
     Event,
     FenceFoundEffect,
+    LateEffect,
     MarkDoneRequested,
     RetryRequested,
     SagaStarted,
@@ -44,6 +46,7 @@ from saga.engine.sending import (
     attempt_ms,
     budget_ends_ms,
     budget_over,
+    identify,
     incident_due,
     must_succeed,
     next_attempt,
@@ -61,6 +64,8 @@ from saga.messages import NO_BARRIER, Direction
 
 UNANSWERED_MS: Final = 900_000
 """A command that must succeed, an undo for one, and is not answered for so long needs a person."""
+ASKED_MS: Final = 100 * 365 * 86_400_000
+"""What waits for a person is due in a hundred years: only a verb moves it."""
 
 
 def decide(definition: Definition, state: State, event: Event) -> Decision:
@@ -156,16 +161,31 @@ def _give_up(definition: Definition, state: State, cause: Cause, event: Event) -
     """The step will not be tried again, but a late copy of its command might still run.
 
     A compensation makes that harmless (its barrier row refuses the late copy). A pivot has none to rely on: a fence
-    goes first, and there is no plan before it is answered, so that the saga never goes both ways (I5).
+    goes first, and there is no plan before it is answered, so that the saga never goes both ways (I5). The same where
+    the step's policy is to inquire: a fence settles what the participant knows, and what its inquiry finds out.
     """
     step = outstanding(state).step
-    if step == definition.pivot:
+    policy = definition.steps[step].in_doubt
+    if step == definition.pivot or policy is InDoubt.INQUIRE:
         return send(definition, state._replace(cause=cause), step, Direction.FENCE, event)
+    if policy is InDoubt.ASK:
+        return _ask(definition, state, cause, event)
     return _turn_back(definition, state, cause, step, event)
 
 
+def _ask(definition: Definition, state: State, cause: Cause, event: Event) -> Decision:
+    """Plan to undo the step in doubt first, and send nothing: a person decides, by `retry`, `mark-done` or `skip`."""
+    step = outstanding(state).step
+    identity = identify(definition, state, step, Direction.COMPENSATE)
+    asked = event.at_ms + ASKED_MS
+    waiting = Outstanding(step, Direction.COMPENSATE, identity, 0, event.at_ms, event.at_ms, retry_ms=asked)
+    plan = make_plan(definition.shapes, state.done, step)
+    held = state._replace(status=Status.NEEDS_ATTENTION, plan=plan, cause=cause, outstanding=waiting)
+    return Decision(held, (RaiseIncident(IncidentKind.IN_DOUBT, step, cause.code),))
+
+
 def fenced(definition: Definition, state: State, event: Event) -> Decision:
-    """The pivot never ran and never will: now the way back is free."""
+    """The step in doubt never ran and never will: now the way back is free."""
     assert state.cause is not None
     return _turn_back(definition, state, state.cause, None, event, _healed(state))
 
@@ -195,7 +215,7 @@ def _undo(definition: Definition, state: State, event: Event, before: tuple[Effe
     marked = state._replace(
         status=Status.COMPENSATING, plan=mark(state.plan, position, UndoState.COMPENSATING)
     )
-    return send(definition, marked, undo.step, Direction.COMPENSATE, event, before)
+    return send(definition, marked, undo.step, Direction.COMPENSATE, event, before, undo.round)
 
 
 def undone(definition: Definition, state: State, event: Event) -> Decision:
@@ -207,7 +227,8 @@ def undone(definition: Definition, state: State, event: Event) -> Decision:
         return _undo(definition, state, event, _healed(state))
     settled = UndoState.NOTHING_TO_UNDO if event.nothing else UndoState.COMPENSATED
     moved = state._replace(plan=mark(state.plan, undoing(state), settled), outstanding=None)
-    return _undo(definition, moved, event, _healed(state))
+    late = (ResolveIncidents(outstanding(state).step),) if outstanding(state).round else ()
+    return _undo(definition, moved, event, _healed(state) or late)
 
 
 def undo_refused(definition: Definition, state: State, event: Event) -> Decision:
@@ -223,9 +244,69 @@ def undo_failed(definition: Definition, state: State, event: Event) -> Decision:
         # its participant keeps no barrier that could be closed: there is nothing to wait for
         return _undo(definition, state, event, _healed(state))
     policy = policy_of(definition, state)
+    if _inquires(definition, state):
+        return _unsettled(definition, state, event)
     if incident_due(policy, outstanding(state)):
         return _hold(definition, state, event, event.error)
     return Decision(retry_later(state, policy, event))
+
+
+def _inquires(definition: Definition, state: State) -> bool:
+    """Whether a fence is out for a step in doubt that can be undone on suspicion: any but the pivot."""
+    waiting = outstanding(state)
+    return waiting.direction is Direction.FENCE and waiting.step != definition.pivot
+
+
+def _unsettled(definition: Definition, state: State, event: CompensationFailed) -> Decision:
+    """The inquiry could not tell: ask again, the tenth time a person; without a barrier there is nobody to ask."""
+    assert state.cause is not None
+    waiting = outstanding(state)
+    if event.error == NO_BARRIER:
+        return _turn_back(definition, state, state.cause, waiting.step, event, _healed(state))
+    policy = policy_of(definition, state)
+    if incident_due(policy, waiting):
+        return _ask(definition, state, state.cause, event)
+    return Decision(retry_later(state, policy, event))
+
+
+def late(definition: Definition, state: State, event: Event) -> Decision:
+    """P27: the effect is there although its undo had begun: open the incident, and undo it again under a new round.
+
+    An open fence has its answer with it. What can have no undo, or was ended by a person, is told and stays.
+    """
+    assert isinstance(event, LateEffect)
+    step = next((i for i, each in enumerate(definition.steps) if each.name == event.step), None)
+    waiting = state.outstanding
+    if step is None or not _tells_of(definition, state, step, event):
+        return record_stale(definition, state, event)
+    if waiting is not None and (waiting.step, waiting.direction) == (step, Direction.FENCE):
+        return found(definition, state, event)
+    if state.status in (Status.RUNNING, Status.COMPLETED):
+        return record_stale(definition, state, event)
+    plan = state.plan
+    answered = waiting is not None and waiting.command_id == event.command_id
+    noted = any(undo.step == step and undo.round for undo in plan)
+    if noted and not answered:
+        return record_stale(definition, state, event)
+    told = () if noted else (RaiseIncident(IncidentKind.LATE_EFFECT, step, "late_effect"),)
+    ended = state.status in (Status.TERMINATED, Status.ABANDONED)
+    if ended or not definition.steps[step].has_compensation:
+        return Decision(state._replace(), told)
+    if not noted:
+        plan = undo_again(plan, step)
+    if waiting is not None and not answered:
+        return Decision(state._replace(plan=plan), told)
+    if answered:
+        plan = mark(plan, undoing(state), UndoState.NOTHING_TO_UNDO)
+    return _undo(definition, state._replace(plan=plan, outstanding=None), event, told)
+
+
+def _tells_of(definition: Definition, state: State, step: int, event: LateEffect) -> bool:
+    """P6: it answers a command that this run sent for the step: the action, or its first undo."""
+    return event.command_id in [
+        identify(definition, state, step, direction)
+        for direction in (Direction.FORWARD, Direction.COMPENSATE)
+    ]
 
 
 def found(definition: Definition, state: State, event: Event) -> Decision:
@@ -270,6 +351,8 @@ def _standstill(definition: Definition, waiting: Outstanding) -> IncidentKind:
         return IncidentKind.COMPENSATION_FAILED
     if waiting.step == definition.pivot:
         return IncidentKind.PIVOT_UNKNOWN
+    if waiting.direction is Direction.FENCE:
+        return IncidentKind.IN_DOUBT
     return IncidentKind.STEP_FAILED_AFTER_PIVOT
 
 
@@ -340,7 +423,7 @@ def _timed_out(definition: Definition, state: State, event: Event) -> Decision:
     waiting = outstanding(state)
     if waiting.step != definition.pivot:
         cause = state.cause or Cause(CauseKind.TIMED_OUT, waiting.step, "schedule_to_close")
-        return _turn_back(definition, state, cause, waiting.step, event)
+        return _give_up(definition, state, cause, event)
     return _flag(definition, resend(definition, state, event), "schedule_to_close")
 
 
@@ -490,6 +573,7 @@ TRANSITIONS: Final[Mapping[tuple[Status, type[Event]], Transition]] = {
     **{(closed, FenceFoundEffect): found for closed in CLOSED},
     **{(closed, CompensationFailed): unconfirmed for closed in CLOSED},
     **{(closed, asked): ignore for closed in CLOSED for asked in (TimerFired, CancelRequested)},
+    **{(status, LateEffect): late for status in Status},
     # The operators' verbs say themselves where they are allowed.
     **{(status, RetryRequested): verbs.retry for status in Status},
     **{(status, MarkDoneRequested): verbs.mark_done for status in Status},

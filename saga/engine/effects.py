@@ -16,6 +16,7 @@ class Dispatch(NamedTuple):
     direction: Direction
     command_id: str
     attempt: int
+    round: int
     resend: bool
     final: bool
     """A refusal of it is the business's last word (P20)."""
@@ -37,6 +38,10 @@ class IncidentKind(StrEnum):
     UNROUTABLE = "unroutable"
     HAD_RUN = "had_run"
     """What a person settled as not done, or by hand, had run already (P26)."""
+    IN_DOUBT = "in_doubt"
+    """Nobody can tell whether a step has run, and its policy is to ask a person (E-04)."""
+    LATE_EFFECT = "late_effect"
+    """An effect outside the database landed after its undo had begun, or after it was settled as never run (P27)."""
 
 
 @dataclass(frozen=True, slots=True)

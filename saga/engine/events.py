@@ -74,6 +74,17 @@ class FenceFoundEffect(Answer):
 
 
 @dataclass(slots=True, kw_only=True)
+class LateEffect(Event):
+    """The action of `step` ran outside the database and ended after its undo had begun (P27).
+
+    Told by the action, or by its first undo: `command_id` is of either.
+    """
+
+    command_id: str
+    step: str
+
+
+@dataclass(slots=True, kw_only=True)
 class TimerFired(Event):
     """The wake-up time of the instance passed. `may_resend` is False while the redrive budget is used up (P4)."""
 

@@ -15,6 +15,7 @@ from saga.engine.events import (
     CompensationFailed,
     CompensationRefused,
     Event,
+    LateEffect,
     TerminateRequested,
     TimerFired,
 )
@@ -44,6 +45,9 @@ def entry(
 ) -> HistoryEntry:
     """Return the line: what happened to which command, the status it led to, and the command that followed."""
     waiting = before.outstanding
+    if isinstance(event, LateEffect):
+        detail = _detail(event, definition, before, after, effects)
+        return HistoryEntry(type(event).__name__, event.step, str(Direction.FORWARD), None, detail)
     return HistoryEntry(
         event=type(event).__name__,
         step=definition.steps[waiting.step].name if waiting else None,

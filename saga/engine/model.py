@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
-from saga.compensation.kinds import StepKind, StepShape
+from saga.compensation.kinds import InDoubt, StepKind, StepShape
 from saga.retry import COMPENSATION, FORWARD, RetryPolicy
 
 MILLISECOND: Final = timedelta(milliseconds=1)
@@ -24,6 +24,7 @@ class Step:
     undo_retry: RetryPolicy = COMPENSATION
     start_to_close_ms: int | None = 30_000
     undo_start_to_close_ms: int | None = 30_000
+    in_doubt: InDoubt = InDoubt.UNDO
     budget_ms: int | None = field(init=False, repr=False, compare=False)
     """The `schedule_to_close` of `retry`: looked at several times in every transition, divided once."""
 

@@ -29,12 +29,11 @@ def send(
     direction: Direction,
     event: Event,
     before: tuple[Effect, ...] = (),
+    round: int = 0,
 ) -> Decision:
     """Send a new command of a step: its first attempt."""
-    identity = command_id(
-        state.namespace, definition.name, state.run_id, definition.steps[step].name, 0, 0, direction
-    )
-    waiting = Outstanding(step, direction, identity, 1, event.at_ms, event.at_ms)
+    identity = identify(definition, state, step, direction, round)
+    waiting = Outstanding(step, direction, identity, 1, event.at_ms, event.at_ms, round=round)
     return dispatch(definition, state, waiting, event, resend=False, before=before)
 
 
@@ -72,6 +71,7 @@ def dispatch(
         direction=waiting.direction,
         command_id=waiting.command_id,
         attempt=waiting.attempt,
+        round=waiting.round,
         resend=resend,
         final=forward and not past_pivot(definition, waiting.step),
         remaining_ms=remaining,
@@ -88,6 +88,12 @@ def retry_later(state: State, policy: RetryPolicy, event: Event) -> State:
     else:
         delay = min(max(asked, 0), RETRY_AFTER_MAX_MS)
     return state._replace(outstanding=waiting._replace(retry_ms=event.at_ms + delay))
+
+
+def identify(definition: Definition, state: State, step: int, direction: Direction, round: int = 0) -> str:
+    """Return the id of a step's command (P2)."""
+    name = definition.steps[step].name
+    return command_id(state.namespace, definition.name, state.run_id, name, 0, round, direction)
 
 
 # --- looking ----------------------------------------------------------------------------------

@@ -72,6 +72,7 @@ class Outstanding(NamedTuple):
     """Resends of this attempt; the interval doubles with each."""
     retry_ms: int | None = None
     """When the next attempt goes out; None while an answer is awaited."""
+    round: int = 0
 
 
 class State(NamedTuple):
@@ -91,10 +92,13 @@ class State(NamedTuple):
         """Return the snapshot as JSON text."""
         known = self.outstanding
         # plain strings: serialising an enum member takes five times as long
-        out = known and (known.step, str(known.direction), *known[2:])
+        out = known and (known.step, str(known.direction), *(known[2:] if known.round else known[2:-1]))
         body: dict[str, Any] = {"f": FORMAT, "s": str(self.status), "d": self.done, "o": out}
         if self.plan:
-            body["p"] = [(undo.step, undo.in_doubt, undo.state) for undo in self.plan]
+            body["p"] = [
+                (undo.step, undo.in_doubt, undo.state, *((undo.round,) if undo.round else ()))
+                for undo in self.plan
+            ]
         if self.cause:
             body["c"] = (self.cause.kind, self.cause.step, self.cause.code, self.cause.attempt)
         return to_json(body).decode()
@@ -112,6 +116,8 @@ def decode_state(namespace: str, run_id: str, text: str) -> State:
         status=Status(body["s"]),
         done=body["d"],
         outstanding=out and Outstanding(out[0], Direction(out[1]), *out[2:]),
-        plan=tuple(Undo(step, doubt, UndoState(state)) for step, doubt, state in body.get("p", ())),
+        plan=tuple(
+            Undo(step, doubt, UndoState(state), *round) for step, doubt, state, *round in body.get("p", ())
+        ),
         cause=cause and Cause(CauseKind(cause[0]), *cause[1:]),
     )

@@ -62,8 +62,11 @@ class Standing(NamedTuple):
 
 def standing(definition: Definition, state: State) -> tuple[Standing, ...]:
     """Return the steps whose effects stand, in order of the sequence; what was skipped stands."""
+    # by step: where an effect landed late, the undo that comes after decides
     settled = {
-        undo.step for undo in state.plan if undo.state in (UndoState.COMPENSATED, UndoState.NOTHING_TO_UNDO)
+        step
+        for step, undo in {undo.step: undo for undo in state.plan}.items()
+        if undo.state in (UndoState.COMPENSATED, UndoState.NOTHING_TO_UNDO)
     }
     doubtful = {undo.step for undo in state.plan if undo.in_doubt}
     waiting = state.outstanding
@@ -125,10 +128,11 @@ def skip(definition: Definition, state: State, event: Event) -> Decision:
 
 def _settle(verb: Verb, settled: UndoState, definition: Definition, state: State, event: Event) -> Decision:
     _check(verb, definition, state, False, "no undo has failed")
-    step = outstanding(state).step
+    waiting = outstanding(state)
     plan = mark(state.plan, undoing(state), settled)
     moved = state._replace(status=Status.COMPENSATING, plan=plan)
-    return send(definition, moved, step, Direction.CLOSE, event, (ResolveIncidents(step),))
+    healed = (ResolveIncidents(waiting.step),)
+    return send(definition, moved, waiting.step, Direction.CLOSE, event, healed, waiting.round)
 
 
 def terminate(definition: Definition, state: State, event: Event) -> Decision:
@@ -158,7 +162,7 @@ def _end(definition: Definition, state: State, status: Status, event: Event) -> 
     effects: tuple[Effect, ...] = (ResolveIncidents(waiting.step),) if held else ()
     if waiting.direction not in FENCES:
         fence = Direction.FENCE if waiting.direction is Direction.FORWARD else Direction.CLOSE
-        ended, effects = send(definition, ended, waiting.step, fence, event, effects)
+        ended, effects = send(definition, ended, waiting.step, fence, event, effects, waiting.round)
     return Decision(ended, (*effects, Finish()))
 
 

@@ -9,7 +9,7 @@ from uuid import UUID
 from saga.definition.builder import SagaDefinition
 from saga.definition.refs import SAGA_INPUT
 from saga.engine.effects import Dispatch
-from saga.messages import FENCES, NULL, Command, Direction, commands_channel, encode_command, replies_channel
+from saga.messages import NULL, Command, Direction, commands_channel, encode_command, replies_channel
 from saga.storage.base import OutboxRow, ValueKey, ValueRow, part_of
 
 INPUT: Final = "input"
@@ -33,7 +33,7 @@ def needed(definition: SagaDefinition, run_id: UUID, dispatch: Dispatch) -> set[
     """Return the payloads that the dispatched command is made of, save the saga's own input."""
     step = definition.steps[dispatch.step]
     keys: set[ValueKey] = set()
-    if dispatch.direction in FENCES:
+    if dispatch.direction is Direction.CLOSE:
         return keys
     if dispatch.direction is Direction.COMPENSATE:
         keys |= {ValueKey(run_id, step.name, 0, 0, OUTPUT), ValueKey(run_id, step.name, 0, 0, UNDO)}
@@ -56,9 +56,9 @@ def payload(
     """Return a command's `data`, and the step's input to be kept if it was made now.
 
     A step's input is serialised once, when it is first sent; every later sending carries those bytes (P32). An undo
-    also carries what a participant without a barrier needs (P21); a fence carries nothing.
+    also carries what a participant without a barrier needs (P21), a fence the input for the action's inquiry.
     """
-    if dispatch.direction in FENCES:
+    if dispatch.direction is Direction.CLOSE:
         return NULL, None
     step = definition.steps[dispatch.step]
     made: ValueRow | None = None
@@ -68,10 +68,15 @@ def payload(
         outputs = {name: values.get(ValueKey(run_id, name, 0, 0, OUTPUT), NULL) for name in step.needs}
         input = definition.step_input(dispatch.step, {SAGA_INPUT: saga_input, **outputs})
         made = ValueRow(_input_key(run_id, step.name), input)
+    elif dispatch.direction is Direction.FENCE:
+        # not kept yet where the fence is decided in the batch that would have sent the action: nothing ran to ask about
+        input = values.get(_input_key(run_id, step.name), NULL)
     else:
         input = values[_input_key(run_id, step.name)]
     if dispatch.direction is Direction.FORWARD:
         return input, made
+    if dispatch.direction is Direction.FENCE:
+        return b'{"input":' + input + b"}", None
     output = values.get(ValueKey(run_id, step.name, 0, 0, OUTPUT), NULL)
     undo = values.get(ValueKey(run_id, step.name, 0, 0, UNDO), NULL)
     return b'{"input":' + input + b',"output":' + output + b',"undo":' + undo + b"}", made
@@ -97,6 +102,7 @@ def outbox_row(
         runid=runid,
         step=step.name,
         activity=step.activity.name,
+        round=dispatch.round,
         direction=dispatch.direction.value,
         commandid=dispatch.command_id,
         attempt=dispatch.attempt,

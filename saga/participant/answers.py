@@ -43,8 +43,13 @@ REFUSED: Final = Outcome.REFUSED.value
 FAILED: Final = Outcome.FAILED.value
 NOTHING_TO_UNDO: Final = Outcome.NOTHING_TO_UNDO.value
 HAD_RUN: Final = Outcome.HAD_RUN.value
+LATE_EFFECT: Final = Outcome.LATE_EFFECT.value
 CANCELLED: Final = "cancelled"
 """Outcome of a barrier row whose action will never run; never on the wire."""
+ATTEMPTED: Final = "attempted"
+"""Outcome of a barrier row whose call outside the database was begun; never on the wire (row D-11)."""
+CLOSED: Final = "closed"
+"""Outcome of such a row that was settled without knowing how the call ended; never on the wire."""
 
 
 class Answer(NamedTuple):
@@ -71,6 +76,7 @@ UNKNOWN_ACTIVITY: Final = failed("unknown_activity")
 # A participant without a database keeps no barrier, so it cannot promise that the action never ran or never will: the
 # pivot stays unknown, visibly (E-05).
 NO_BARRIER: Final = failed(messages.NO_BARRIER)
+OUTCOME_UNKNOWN: Final = failed(messages.OUTCOME_UNKNOWN)
 UNDONE: Final = Answer(DONE)
 EMPTY: Final = Answer(NOTHING_TO_UNDO)
 HANGING: Final = Answer(REFUSED, to_json({"code": CANCELLED, "details": None}))

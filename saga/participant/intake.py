@@ -93,9 +93,10 @@ class Intake:
             known.join(command, held)
             self._counts["joined"] += 1
             return
-        served = (
-            self._fence if command.direction in FENCES else table.get((command.activity, command.direction))
-        )
+        if command.direction in FENCES:
+            served: Served | None = table.get((command.activity, Direction.FENCE.value), self._fence)
+        else:
+            served = table.get((command.activity, command.direction))
         key = NO_KEY if self._stateless else barrier_key(command)
         if key is None:
             self._refuse(held, "message_invalid", command)

@@ -13,6 +13,7 @@ from saga.participant.answers import Answer
 from saga.participant.attempts import Attempt
 from saga.participant.forward import ForwardRuns
 from saga.participant.intake import envelope
+from saga.participant.outside import OutsideRuns
 from saga.participant.settling import Settling
 from saga.participant.stateless import StatelessRuns
 from saga.participant.undo import UndoRuns
@@ -31,6 +32,7 @@ class Runner:
         settling: Settling | None,
         forward: ForwardRuns | None,
         undo: UndoRuns | None,
+        outside: OutsideRuns | None,
         parking: Parking,
         answer: Callable[[Attempt, Answer], None],
         forget: Callable[[Attempt], None],
@@ -40,6 +42,7 @@ class Runner:
         self._settling = settling
         self._forward = forward
         self._undo = undo
+        self._outside = outside
         self._parking = parking
         self._answer = answer
         self._forget = forget
@@ -62,6 +65,10 @@ class Runner:
             return
         assert self._forward is not None
         assert self._undo is not None
+        assert self._outside is not None
+        if group[0].served.outside:
+            await self._outside.run(group)
+            return
         direction = group[0].served.direction
         if direction == "forward":
             await self._forward.run(group)

@@ -11,7 +11,7 @@ from pydantic_core import to_json
 from saga.brokers.base import Capabilities
 from saga.definition.activity import Activity, Handler, Participant
 from saga.errors import DefinitionError, DuplicateActivity, MissingCapability, PayloadInvalid
-from saga.messages import BODY_BYTES_MAX, NULL, Command, Direction
+from saga.messages import BODY_BYTES_MAX, NULL, Command, Direction, command_id
 from saga.outcomes import ActivityContext, Result
 from saga.participant.answers import forward_data
 from saga.payloads import NONE, Codec, check_size
@@ -31,8 +31,9 @@ class Served:
     """One handler of this process: an activity forward, or its undo."""
 
     __slots__ = (
-        "activity", "batch", "codec", "context_argument", "direction", "function", "handler", "limit_seconds", "name",
-        "needs_session", "non_retryable", "output", "payload_argument", "plain", "spread", "undo",
+        "activity", "batch", "codec", "context_argument", "direction", "function", "handler", "inquiry",
+        "limit_seconds", "name", "needs_session", "non_retryable", "output", "payload_argument", "plain", "spread",
+        "undo",
     )  # fmt: skip
 
     def __init__(
@@ -61,10 +62,22 @@ class Served:
             and handler.undo_argument is None
         )
         """Takes its payload and nothing else: the shortest call."""
+        self.inquiry: Served | None = None
+        """Of an action outside the database: what its inquiry is served by."""
 
     @property
     def forward(self) -> bool:
         return self.direction == Direction.FORWARD
+
+    @property
+    def outside(self) -> bool:
+        """Whether its effects are outside the database."""
+        return self.activity.at_least_once
+
+    @property
+    def inquires(self) -> bool:
+        """Whether it is a fence that can find out what became of an action outside the database."""
+        return self.function is not _nothing
 
     def input(self, command: Command) -> Any:
         """Return the command's input. Raises InputInvalid."""
@@ -127,7 +140,7 @@ class Served:
 
     def encode(self, value: Any) -> bytes:
         """Return the data of the `done` reply. Raises PayloadInvalid or PayloadTooLarge."""
-        if self.direction != "forward":
+        if self.direction == "compensate":
             return NULL
         if isinstance(value, Result):
             data = forward_data(
@@ -155,8 +168,16 @@ class Past:
 
 def context(command: Command) -> ActivityContext:
     """Return what a handler may know of its command."""
+    forward = command.commandid
+    if command.direction != "forward":
+        forward = command_id(
+            *(command.namespace, command.saga, command.runid, command.step),
+            *(command.forwarditeration, command.forwardround, "forward"),
+        )
     return ActivityContext(
-        operation_key=command.commandid,
+        # an inquiry asks for the action under the key that the action passed on
+        operation_key=forward if command.direction == "fence" else command.commandid,
+        forward_key=forward,
         namespace=command.namespace,
         saga=command.saga,
         saga_id=command.sagaid,
@@ -167,14 +188,16 @@ def context(command: Command) -> ActivityContext:
 
 
 async def _nothing() -> None:
-    """A fence calls no handler."""
+    """A fence calls no handler, save an inquiry."""
 
 
 def fence() -> Served:
     """Return what serves every fence: the barrier alone, no handler."""
     activity = Participant("fence", start_to_close=None).contract("fence", type(None), type(None))
-    handler = Handler(_nothing, None, None, None, None)
-    return Served(activity, Direction.FENCE.value, handler, inf)
+    return Served(activity, Direction.FENCE.value, NO_INQUIRY, inf)
+
+
+NO_INQUIRY: Final = Handler(_nothing, None, None, None, None)
 
 
 Table = dict[tuple[str, str], Served]
@@ -205,10 +228,17 @@ def serve(
 
 
 def _handlers(activity: Activity[Any, Any, Any]) -> Iterable[Served]:
+    limit = activity.start_to_close
+    seconds = inf if limit is None else limit.total_seconds()
+    inquiry = None
+    if activity.at_least_once:
+        asking = Served(activity, Direction.FENCE.value, activity.inquiry_ or NO_INQUIRY, seconds)
+        inquiry = asking if asking.inquires else None
+        yield asking
     if activity.handler is not None:
-        limit = activity.start_to_close
-        seconds = inf if limit is None else limit.total_seconds()
-        yield Served(activity, Direction.FORWARD.value, activity.handler, seconds)
+        forward = Served(activity, Direction.FORWARD.value, activity.handler, seconds)
+        forward.inquiry = inquiry
+        yield forward
     undo = activity.compensation_
     if undo is not None and undo.handler is not None:
         seconds = inf if undo.start_to_close is None else undo.start_to_close.total_seconds()
@@ -217,6 +247,12 @@ def _handlers(activity: Activity[Any, Any, Any]) -> Iterable[Served]:
 
 def _check(served: Served, stateless: bool, capabilities: Capabilities) -> None:
     handler, step = served.handler, served.activity.name
+    if stateless and served.outside:
+        raise DefinitionError(
+            f"{served.name} is at_least_once, which keeps a row for each attempt, but the participant has no database; "
+            "leave it out: without a database everything is at least once.",
+            step=step,
+        )
     if stateless and served.needs_session:
         raise DefinitionError(
             f"{served.name} asks for a session, but the participant has no database.", step=step

@@ -23,6 +23,7 @@ from saga.participant.attempts import Attempt
 from saga.participant.calls import Calls
 from saga.participant.forward import ForwardRuns
 from saga.participant.intake import Intake
+from saga.participant.outside import OutsideRuns
 from saga.participant.replies import Replies
 from saga.participant.runner import Runner
 from saga.participant.scheduler import Scheduler
@@ -109,18 +110,20 @@ class ParticipantService:
     def _make_runner(self, store: ParticipantStore | None, parking: Parking, ids: Ids) -> Runner:
         calls = Calls(self._watch, clock=self._clock, spawner=self._spawner)
         answer, clock, counts = self._replies.send, self._clock, self.counts
-        settling = forward = undo = stateless = None
+        settling = forward = undo = outside = stateless = None
         if store is None:
             stateless = StatelessRuns(calls, answer=answer, clock=clock, counts=counts)
         else:
             settling = Settling(store, answer=answer, clock=clock, ids=ids, counts=counts)
             forward = ForwardRuns(settling, calls, clock=clock, counts=counts)
             undo = UndoRuns(settling, calls, clock=clock, counts=counts)
+            outside = OutsideRuns(settling, calls, clock=clock, counts=counts)
         return Runner(
             stateless=stateless,
             settling=settling,
             forward=forward,
             undo=undo,
+            outside=outside,
             parking=parking,
             answer=answer,
             forget=self._settled,

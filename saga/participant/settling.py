@@ -82,24 +82,27 @@ class Settling:
         self._answer(attempt, answer)
 
     def answer_standing(self, attempt: Attempt, row: BarrierRow) -> None:
-        """Answer from a row: a duplicate gets the stored reply, a late action after its undo is refused (P7)."""
-        if row.outcome == answers.CANCELLED:
+        """Answer from a row."""
+        self._answer(attempt, self.standing(row))
+
+    def standing(self, row: BarrierRow) -> Answer:
+        """Return what a row answers: a duplicate its stored reply, a late action after its undo a refusal (P7)."""
+        if row.outcome in (answers.CANCELLED, answers.CLOSED):
             self._counts["hanging"] += 1
-            self._answer(attempt, answers.HANGING)
-        else:
-            self._counts["duplicates"] += 1
-            self._answer(attempt, Answer(row.outcome, NULL if row.reply is None else row.reply))
+            return answers.HANGING
+        self._counts["duplicates"] += 1
+        return Answer(row.outcome, NULL if row.reply is None else row.reply)
 
     def without_standing(
         self, group: Sequence[Attempt], rows: Mapping[BarrierKey, BarrierRow]
     ) -> list[Attempt]:
-        """Answer those of the group whose row is there; return the others."""
+        """Answer those of the group whose row says how it ended; return the others."""
         if not rows:
             return list(group)
         rest = []
         for attempt in group:
             row = rows.get(attempt.key)
-            if row is None:
+            if row is None or row.outcome == answers.ATTEMPTED:
                 rest.append(attempt)
             else:
                 self.answer_standing(attempt, row)
@@ -125,11 +128,13 @@ class Settling:
             await self.fail([(attempt, answer)])
             return
         row = BarrierRow(attempt.key, answers.REFUSED, answer.data)
-        standing = await self.outlast(lambda: self.store.decide([row]))
-        if standing[attempt.key] == row:
+        stands = (await self.outlast(lambda: self.store.decide([row])))[attempt.key]
+        if stands.outcome == answers.ATTEMPTED:
+            stands = await self.outlast(lambda: self.store.replace(row, answers.ATTEMPTED))
+        if stands == row:
             self._answer(attempt, answer)
         else:
-            self.answer_standing(attempt, standing[attempt.key])
+            self.answer_standing(attempt, stands)
 
     async def look_up(self, keys: Collection[BarrierKey]) -> Mapping[BarrierKey, BarrierRow]:
         """Return the rows that are there, however long the database takes to come back."""

@@ -637,6 +637,13 @@ class ParticipantStore(Protocol):
         """Insert rows where there are none, in a transaction of their own; return the rows that stand now."""
         ...
 
+    async def replace(self, row: BarrierRow, was: str) -> BarrierRow:
+        """Give a row another outcome and reply if its outcome is `was`; return the row that stands then.
+
+        In a transaction of its own. The row is there: `decide` comes first.
+        """
+        ...
+
     async def count_lone_run(self, command_id: str) -> int:
         """Count, durably, that a command is about to run alone; return how often it has, this one included (P14)."""
         ...

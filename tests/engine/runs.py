@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
 
-from saga.compensation.kinds import StepKind
+from saga.compensation.kinds import InDoubt, StepKind
 from saga.compensation.plan import SETTLED
 from saga.engine.decide import decide, initial, next_due_ms
 from saga.engine.effects import (
@@ -30,13 +30,14 @@ from saga.engine.events import (
     CompensationRefused,
     Event,
     FenceFoundEffect,
+    LateEffect,
     SagaStarted,
     TimerFired,
 )
 from saga.engine.model import Definition, Redrive, Step
 from saga.engine.state import CLOSED, Outstanding, State, Status, decode_state
 from saga.errors import PastPivot
-from saga.messages import FENCES, Direction
+from saga.messages import FENCES, Direction, command_id
 from saga.retry import COMPENSATION, FORWARD, RetryPolicy
 
 RUN: Final = "01890a5d-ac96-774b-bcce-b302099a8057"
@@ -58,8 +59,9 @@ def sequence(
     undo_retry: RetryPolicy = COMPENSATION,
     start_to_close_ms: int | None = 30_000,
     redrive: Redrive = Redrive(),
+    in_doubt: InDoubt = InDoubt.UNDO,
 ) -> Definition:
-    """Return the saga that `word` spells; past the pivot retries have no end, as registration sees to."""
+    """Return the saga that `word` spells; `in_doubt` is the policy of those that can be undone; past the pivot retries have no end, as registration sees to."""
     past, steps = False, []
     for index, letter in enumerate(word):
         kind, has_compensation, reason = LETTERS[letter]
@@ -73,6 +75,7 @@ def sequence(
                 undo_retry=undo_retry,
                 start_to_close_ms=start_to_close_ms,
                 undo_start_to_close_ms=start_to_close_ms,
+                in_doubt=in_doubt if has_compensation else InDoubt.UNDO,
             )
         )
         past = past or letter == "P"
@@ -103,8 +106,9 @@ class SagaRun:
     state: State = field(init=False)
     effects: list[Effect] = field(default_factory=list)
     """Everything since the start."""
-    _ids: dict[tuple[int, Direction], str] = field(default_factory=dict)
+    _ids: dict[tuple[int, Direction, int], str] = field(default_factory=dict)
     _incidents: set[int] = field(default_factory=set)
+    _late: set[int] = field(default_factory=set)
     _turned: bool = False
 
     def __post_init__(self) -> None:
@@ -150,6 +154,12 @@ class SagaRun:
     def had_run(self) -> tuple[Effect, ...]:
         """The fence finds that the pivot had run."""
         return self.feed(FenceFoundEffect(**self.address))
+
+    def late(self, step: int = 0, direction: Direction = Direction.FORWARD) -> tuple[Effect, ...]:
+        """The action of a step, or its first undo, tells that its effect landed late."""
+        name = self.definition.steps[step].name
+        identity = command_id("default", self.definition.name, self.run_id, name, 0, 0, direction)
+        return self.feed(LateEffect(at_ms=self.now_ms, command_id=identity, step=name))
 
     def wake(self, *, may_resend: bool = True, broker_forgot: bool = False) -> tuple[Effect, ...]:
         """The clock moves to the next wake-up, which fires."""
@@ -240,7 +250,7 @@ class SagaRun:
         if isinstance(event, Answer) and not _answers(before, event):
             assert after is before, "P6: an answer to nothing outstanding changes nothing"
             assert effects == (RecordStale(),)
-        if before.status in CLOSED:
+        if before.status in CLOSED and not isinstance(event, LateEffect):
             assert after._replace(outstanding=before.outstanding) == before, (
                 "a closed instance stays as it is"
             )
@@ -263,7 +273,7 @@ class SagaRun:
         assert decode_state(after.namespace, after.run_id, after.encode()) == after
 
     def _check_dispatch(self, before: State, sent: Dispatch) -> None:
-        known = self._ids.setdefault((sent.step, sent.direction), sent.command_id)
+        known = self._ids.setdefault((sent.step, sent.direction, sent.round), sent.command_id)
         assert sent.command_id == known, "P2: every retry and resend keeps the command id"
         assert list(self._ids.values()).count(known) == 1, "P2: no two commands share an id"
         waiting, earlier = self.waiting, before.outstanding
@@ -286,17 +296,19 @@ class SagaRun:
             assert by_hand or not self.past_pivot, "E-05: past the pivot nothing is undone"
         if sent.direction is Direction.FENCE and self.state.status not in CLOSED:
             assert not self._turned
-            assert sent.step == self.definition.pivot
-        if sent.direction is Direction.COMPENSATE:
-            plan = [undo.step for undo in self.state.plan]
+            asked = self.definition.steps[sent.step].in_doubt is InDoubt.INQUIRE
+            assert asked or sent.step == self.definition.pivot
+        if sent.direction is Direction.COMPENSATE and not sent.round:
+            plan = _first_rounds(self.state)
             assert self.definition.steps[sent.step].has_compensation
-            assert self.undone == plan[: len(self.undone)], "E-02: in the order of the plan, none twice"
+            ordered = [step for step in plan if step in self.undone]
+            assert self.undone == ordered, "E-02: in the order of the plan, none twice"
 
     def _check_way(self, before: State) -> None:
-        plan = [undo.step for undo in self.state.plan]
+        plan = _first_rounds(self.state)
         assert plan == sorted(set(plan), reverse=True), "E-02: the latest first, none twice"
         if before.plan:
-            assert plan == [undo.step for undo in before.plan], "E-01: a plan is decided once"
+            assert plan == _first_rounds(before), "E-01: a plan is decided once"
             settled = [undo.step for undo in before.plan if undo.state in SETTLED]
             still = [undo.step for undo in self.state.plan if undo.state in SETTLED]
             assert still[: len(settled)] == settled, "what is undone stays undone"
@@ -315,13 +327,21 @@ class SagaRun:
     def _check_incidents(self, effects: tuple[Effect, ...]) -> None:
         for effect in effects:
             if isinstance(effect, ResolveIncidents):
-                assert effect.step in self._incidents, "only what was raised is resolved"
+                assert effect.step in self._incidents | self._late, "only what was raised is resolved"
                 self._incidents.discard(effect.step)
-            if isinstance(effect, RaiseIncident) and effect.kind is not IncidentKind.HAD_RUN:
-                self._incidents.add(effect.step)
+                self._late.discard(effect.step)
+            if isinstance(effect, RaiseIncident):
+                if effect.kind is IncidentKind.LATE_EFFECT:
+                    self._late.add(effect.step)
+                elif effect.kind is not IncidentKind.HAD_RUN:
+                    self._incidents.add(effect.step)
         assert bool(self._incidents) is (self.state.status is Status.NEEDS_ATTENTION), (
             "an instance needs attention as long as an incident is open, and no longer"
         )
+
+
+def _first_rounds(state: State) -> list[int]:
+    return [undo.step for undo in state.plan if not undo.round]
 
 
 def _answers(state: State, answer: Answer) -> bool:

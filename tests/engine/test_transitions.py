@@ -22,6 +22,7 @@ from saga.engine.events import (
     CompensationRefused,
     Event,
     FenceFoundEffect,
+    LateEffect,
     MarkDoneRequested,
     RetryRequested,
     SagaStarted,
@@ -163,6 +164,15 @@ ROWS: Final = [
     Row(N, FenceFoundEffect, stuck_fence, R, (ResolveIncidents, Dispatch)),
     Row(N, TimerFired, stuck_undo, N, (Dispatch,)),
     Row(N, CancelRequested, stuck_pivot, N, ()),
+    Row(R, LateEffect, first_step, R, STALE),
+    Row(R, LateEffect, fence, R, (Dispatch,)),
+    Row(C, LateEffect, undoing, C, (RaiseIncident,)),
+    Row(N, LateEffect, stuck_undo, N, (RaiseIncident,)),
+    Row(N, LateEffect, stuck_fence, R, (ResolveIncidents, Dispatch)),
+    Row(Status.COMPENSATED, LateEffect, compensated, C, (RaiseIncident, Dispatch)),
+    Row(Status.COMPLETED, LateEffect, completed, Status.COMPLETED, STALE),
+    Row(A, LateEffect, abandoned, A, (RaiseIncident,)),
+    Row(T, LateEffect, terminated, T, (RaiseIncident,)),
     Row(R, RetryRequested, first_step, R, REFUSED),
     Row(R, MarkDoneRequested, first_step, R, REFUSED),
     Row(R, SkipRequested, first_step, R, REFUSED),
@@ -259,6 +269,9 @@ def _event(event: type[Event], run: SagaRun) -> Event:
             "command_id": waiting.command_id if waiting else "gone",
             "attempt": waiting.attempt if waiting else 1,
         }
+    if event is LateEffect:
+        step = f"s{waiting.step if (waiting := run.state.outstanding) else 0}"
+        known |= {"step": step, "command_id": command_id("default", "transfer", RUN, step, 0, 0, "forward")}
     if event in (ActivityRefused, CompensationRefused):
         known["code"] = "no"
     if event in (ActivityFailed, CompensationFailed):
@@ -267,12 +280,12 @@ def _event(event: type[Event], run: SagaRun) -> Event:
 
 
 @pytest.mark.parametrize("status", sorted(CLOSED))
-def test_nothing_reopens_a_closed_saga(status: Status) -> None:
-    """Only what was in flight when a person closed it may be confirmed; verbs say that it has ended."""
+def test_nothing_reopens_a_closed_saga_but_a_late_effect(status: Status) -> None:
+    """What was in flight when a person closed it may be confirmed; verbs say that it has ended."""
     moves = {
         move.__name__ for (each, event), move in TRANSITIONS.items() if each is status and event not in VERBS
     }
-    assert moves == {"ignore", "record_stale", "confirmed", "unconfirmed", "found"}
+    assert moves == {"ignore", "record_stale", "confirmed", "unconfirmed", "found", "late"}
 
 
 def test_a_cancel_past_the_pivot_is_refused_and_changes_nothing() -> None:

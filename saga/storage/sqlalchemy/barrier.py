@@ -34,6 +34,10 @@ class BarrierStatements(Protocol):
         """Return the rows that are there."""
         ...
 
+    def replace(self, connection: Connection, row: BarrierRow, was: str) -> None:
+        """Give a row another outcome and reply if its outcome is `was`."""
+        ...
+
     def count_lone_run(self, connection: Connection, command_id: str) -> int:
         """Count a lone run; return the count."""
         ...
@@ -63,6 +67,11 @@ class PostgresqlBarrier:
         " JOIN saga_barrier b ON b.namespace = $1 AND b.run_id = k.run_id AND b.step = k.step"
         " AND b.iteration = k.iteration AND b.round = k.round AND b.direction = k.direction"
     )
+    REPLACE: Final = (
+        "UPDATE saga_barrier SET outcome = $7, reply = $8, decided_at = clock_timestamp()"
+        " WHERE namespace = $1 AND run_id = $2 AND step = $3 AND iteration = $4 AND round = $5 AND direction = $6"
+        " AND outcome = $9"
+    )
     COUNT_LONE_RUN: Final = (
         "INSERT INTO saga_lone_run AS r (namespace, command_id, runs, last_run_at)"
         " VALUES ($1, $2, 1, clock_timestamp()) ON CONFLICT (namespace, command_id)"
@@ -86,6 +95,10 @@ class PostgresqlBarrier:
         found = connection.exec_driver_sql(self.SELECT, (self._namespace, *_columns(keys)))
         rows = (BarrierRow(BarrierKey(*row[:5]), row[5], row[6]) for row in found)
         return {row.key: row for row in rows}
+
+    def replace(self, connection: Connection, row: BarrierRow, was: str) -> None:
+        values = (self._namespace, *row.key, row.outcome, row.reply, was)
+        connection.exec_driver_sql(self.REPLACE, values)
 
     def count_lone_run(self, connection: Connection, command_id: str) -> int:
         counted: int = connection.exec_driver_sql(
@@ -115,6 +128,10 @@ class SqliteBarrier:
         " FROM json_each(?) AS k CROSS JOIN saga_barrier b ON b.namespace = ? AND b.run_id = k.value ->> 0"
         " AND b.step = k.value ->> 1 AND b.iteration = k.value ->> 2 AND b.round = k.value ->> 3"
         " AND b.direction = k.value ->> 4"
+    )
+    REPLACE: Final = (
+        "UPDATE saga_barrier SET outcome = ?, reply = ?, decided_at = ? WHERE namespace = ? AND run_id = ?"
+        " AND step = ? AND iteration = ? AND round = ? AND direction = ? AND outcome = ?"
     )
     COUNT_LONE_RUN: Final = (
         "INSERT INTO saga_lone_run (namespace, command_id, runs, last_run_at) VALUES (?, ?, 1, ?)"
@@ -148,6 +165,10 @@ class SqliteBarrier:
         found = connection.exec_driver_sql(self.SELECT, (listed, self._namespace))
         rows = (BarrierRow(BarrierKey(UUID(row[0]), *row[1:5]), row[5], row[6]) for row in found)
         return {row.key: row for row in rows}
+
+    def replace(self, connection: Connection, row: BarrierRow, was: str) -> None:
+        key = (self._namespace, row.key.run_id.hex, *row.key[1:])
+        connection.exec_driver_sql(self.REPLACE, (row.outcome, row.reply, self._now(), *key, was))
 
     def count_lone_run(self, connection: Connection, command_id: str) -> int:
         counted: int = connection.exec_driver_sql(

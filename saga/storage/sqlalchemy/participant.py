@@ -75,6 +75,13 @@ class SqlParticipantStore:
 
         return await self._run(decide)
 
+    async def replace(self, row: BarrierRow, was: str) -> BarrierRow:
+        def replace(connection: Connection) -> BarrierRow:
+            self._statements.replace(connection, row, was)
+            return self._statements.select(connection, [row.key])[row.key]
+
+        return await self._run(replace)
+
     async def count_lone_run(self, command_id: str) -> int:
         return await self._run(
             lambda connection: self._statements.count_lone_run(connection, command_id), single=True

@@ -315,7 +315,8 @@ Index("ix_saga_claim_token", claim.c.token)
 
 barrier: Final[Table] = Table(
     # One row per decided (run, step, pass, round, direction): the reply's outbox. Written in the transaction of the
-    # business write, never updated (row D-10).
+    # business write and never updated (row D-10), save where the effect is outside the database: then it is committed
+    # as `attempted` before the call, and each further step is an update conditional on the one before (P27).
     "saga_barrier",
     metadata,
     Column("namespace", Text, nullable=False),
@@ -324,7 +325,8 @@ barrier: Final[Table] = Table(
     Column("iteration", Integer, nullable=False),
     Column("round", Integer, nullable=False),
     Column("direction", Text, nullable=False),  # forward | compensate
-    Column("outcome", Text, nullable=False),  # done | refused | cancelled | nothing_to_undo
+    # done | refused | cancelled | nothing_to_undo; outside the database also attempted | closed | late_effect
+    Column("outcome", Text, nullable=False),
     Column("reply", LargeBinary),  # the reply's data; null for `cancelled`
     Column("decided_at", instant(), nullable=False),
     PrimaryKeyConstraint("namespace", "run_id", "step", "iteration", "round", "direction"),
