@@ -54,6 +54,8 @@ class Codec(Generic[T]):
             raw = self.adapter.dump_json(value, warnings="error", by_alias=False)
         except ValueError:
             raise PayloadInvalid(f"The {what} is not a {self.name}.") from None
+        if value is None:
+            self.decode(raw, what=what)  # None is serialised whatever the type, without a warning
         if len(raw) > WARNING_BYTES:
             check_size(raw, what=what)
         return raw

@@ -21,6 +21,8 @@ NAMES = (
     "Description",
     "Filter",
     "Handle",
+    "InDoubt",
+    "Inquiry",
     "Participant",
     "Refused",
     "Result",

@@ -21,6 +21,7 @@ from saga.engine.events import (
     CompensationRefused,
     Event,
     FenceFoundEffect,
+    LateEffect,
 )
 from saga.engine.sending import RETRY_AFTER_MAX_MS
 from saga.messages import (
@@ -115,7 +116,7 @@ COMMANDS: Final[dict[str, tuple[Command, bytes]]] = {
     "command-forward": (FORWARD, INPUT),
     "command-resent": (RESENT, INPUT),
     "command-compensate": (COMPENSATE, b'{"input":' + INPUT + b',"output":{"reference":"w-1"},"undo":null}'),
-    "command-fence": (FENCE, b"null"),
+    "command-fence": (FENCE, b'{"input":' + INPUT + b"}"),
 }
 REPLIES: Final[dict[str, tuple[Reply, bytes]]] = {
     "reply-done": (DONE, b'{"output":{"reference":"w-1"},"undo":null}'),
@@ -242,6 +243,8 @@ def test_the_numbers_on_the_page_are_those_of_the_code() -> None:
         ("fence", "nothing_to_undo", CompensationCompleted),
         ("fence", "had_run", FenceFoundEffect),
         ("fence", "failed", CompensationFailed),
+        ("forward", "late_effect", LateEffect),
+        ("compensate", "late_effect", LateEffect),
         ("close", "nothing_to_undo", CompensationCompleted),
         ("close", "had_run", FenceFoundEffect),
         ("close", "failed", CompensationFailed),
@@ -254,5 +257,5 @@ def test_the_coordinator_understands_each_pair_that_the_page_allows(
     allowed = set(re.findall(r"^\| `(\w+)` \| `(\w+)` \|", section, re.MULTILINE))
 
     assert (direction, outcome) in allowed
-    assert len(allowed) == 13
+    assert len(allowed) == 15
     assert type(reply_event(replace(DONE, direction=direction, outcome=outcome), 0)) is event
