@@ -61,7 +61,10 @@ def sequence(
     redrive: Redrive = Redrive(),
     in_doubt: InDoubt = InDoubt.UNDO,
 ) -> Definition:
-    """Return the saga that `word` spells; `in_doubt` is the policy of those that can be undone; past the pivot retries have no end, as registration sees to."""
+    """Return the saga that `word` spells; past the pivot retries have no end, as registration sees to.
+
+    `in_doubt` is the policy of the steps that can be undone.
+    """
     past, steps = False, []
     for index, letter in enumerate(word):
         kind, has_compensation, reason = LETTERS[letter]

@@ -1,4 +1,4 @@
-"""Steps in doubt: undone, inquired about or asked about, as their policy says (E-04), and effects that land late (P27)."""
+"""Steps in doubt: undone, inquired about or asked about by policy (E-04), and effects that land late (P27)."""
 
 from __future__ import annotations
 

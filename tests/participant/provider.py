@@ -22,12 +22,13 @@ class Provider:
         self.refunds: dict[str, str] = {}
         """Refund key to what came of it."""
         self.cuts = 0
-        """How many more charges are made and not answered."""
+        """How many more charges and refunds are made and not answered."""
         self.knows = True
         """Whether it answers inquiries."""
         self.refuses = False
         self.gate: Gate | None = None
         """Holds a charge on its way to the provider."""
+        self.refund_gate: Gate | None = None
 
     async def charge(self, key: str, amount: int) -> str:
         self.calls["charge"] += 1
@@ -36,16 +37,22 @@ class Provider:
         if self.refuses:
             raise Refused("declined")
         self.charges.setdefault(key, amount)
-        if self.cuts:
-            self.cuts -= 1
-            raise LineCut
+        self._answer()
         return f"charge of {key}"
 
     async def refund(self, key: str, charge: str) -> None:
         """Give back a charge. Asked twice under one key it says what it said before, as providers do."""
         self.calls["refund"] += 1
+        if self.refund_gate is not None:
+            await self.refund_gate()
         standing = charge in self.charges and charge not in self.refunds.values()
         self.refunds.setdefault(key, charge if standing else "nothing")
+        self._answer()
+
+    def _answer(self) -> None:
+        if self.cuts:
+            self.cuts -= 1
+            raise LineCut
 
     @property
     def standing(self) -> int:

@@ -10,11 +10,13 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from saga.clock import SystemClock
+from saga.compensation.kinds import StepKind
 from saga.definition.activity import Participant
 from saga.definition.builder import Saga
 from saga.errors import DefinitionError
 from saga.messages import Command, command_id
 from saga.outcomes import ActivityContext, Inquiry
+from saga.participant.served import context
 from tests.participant.harness import (
     Gate,
     Receipt,
@@ -245,15 +247,8 @@ async def test_an_undo_that_failed_is_called_again_under_its_key(rig: Rig) -> No
     provider = Provider()
     charge = await left_in_doubt(rig, provider)
     undo = undo_of(charge)
-    honest = provider.refund
-
-    async def cut(key: str, charged: str) -> None:
-        await honest(key, charged)
-        raise LineCut
-
-    provider.refund = cut  # type: ignore[method-assign]
+    provider.cuts = 1
     assert (await rig.ask(undo))[0].outcome == "failed"
-    provider.refund = honest  # type: ignore[method-assign]
     assert (await rig.ask(again(undo)))[0].outcome == "done"
     assert list(provider.refunds) == [undo[0].commandid]
     assert provider.standing == 0
@@ -296,16 +291,9 @@ async def test_a_first_undo_that_finds_the_late_effect_leaves_it_to_the_next_rou
     charge = make_command("charge")
     rig.send(charge)
     await provider.gate.reached()
-    honest = provider.refund
-
-    async def cut(key: str, charged: str) -> None:
-        await honest(key, charged)
-        raise LineCut
-
-    provider.refund = cut  # type: ignore[method-assign]
+    provider.cuts = 1
     undo = undo_of(charge)
     assert [reply.outcome for reply in await rig.ask(undo)] == ["failed"]
-    provider.refund = honest  # type: ignore[method-assign]
     provider.gate.open()
     assert [reply.outcome for reply in await rig.receive()] == ["late_effect"]
 
@@ -379,14 +367,7 @@ async def test_an_undo_in_flight_that_a_person_settled_is_told_as_having_run(rig
     """P26."""
     provider = Provider()
     charge = await left_in_doubt(rig, provider)
-    gate = Gate()
-    honest = provider.refund
-
-    async def held(key: str, charged: str) -> None:
-        await gate()
-        await honest(key, charged)
-
-    provider.refund = held  # type: ignore[method-assign]
+    gate = provider.refund_gate = Gate()
     undo = undo_of(charge)
     rig.send(undo)
     await gate.reached()
@@ -415,7 +396,8 @@ def test_an_activity_outside_the_database_has_no_part_in_its_transaction() -> No
     with pytest.raises(DefinitionError, match="cannot have a session"):
 
         @participant.activity(at_least_once=True)
-        async def charge(transfer: Transfer, session: AsyncSession) -> Receipt: ...
+        async def charge(transfer: Transfer, session: AsyncSession) -> Receipt:
+            raise NotImplementedError
 
 
 @pytest.mark.stack("pure")
@@ -423,12 +405,14 @@ def test_an_undo_outside_the_database_must_do_without_the_output() -> None:
     participant = limited()
 
     @participant.activity(at_least_once=True)
-    async def charge(transfer: Transfer) -> Receipt: ...
+    async def charge(transfer: Transfer) -> Receipt:
+        raise NotImplementedError
 
     with pytest.raises(DefinitionError, match="must accept None"):
 
         @charge.compensation
-        async def refund(transfer: Transfer, receipt: Receipt) -> None: ...
+        async def refund(transfer: Transfer, receipt: Receipt) -> None:
+            raise NotImplementedError
 
 
 @pytest.mark.stack("pure")
@@ -436,14 +420,18 @@ def test_an_inquiry_belongs_to_an_effect_outside_the_database_and_takes_its_inpu
     participant = limited()
 
     @participant.activity(no_compensation="test")
-    async def inside(transfer: Transfer, session: AsyncSession) -> Receipt: ...
+    async def inside(transfer: Transfer, session: AsyncSession) -> Receipt:
+        raise NotImplementedError
 
     @participant.activity(at_least_once=True, no_compensation="test")
-    async def outside(transfer: Transfer) -> Receipt: ...
+    async def outside(transfer: Transfer) -> Receipt:
+        raise NotImplementedError
 
-    async def look(transfer: Transfer) -> Receipt | Inquiry: ...
+    async def look(transfer: Transfer) -> Receipt | Inquiry:
+        raise NotImplementedError
 
-    async def look_elsewhere(receipt: Receipt) -> Receipt | Inquiry: ...
+    async def look_elsewhere(receipt: Receipt) -> Receipt | Inquiry:
+        raise NotImplementedError
 
     with pytest.raises(DefinitionError, match="nothing to ask"):
         inside.inquiry(look)
@@ -457,11 +445,10 @@ def test_a_pivot_outside_the_database_needs_an_inquiry() -> None:
     participant = Participant("payments", start_to_close=timedelta(seconds=1))
 
     @participant.activity(at_least_once=True)
-    async def pay(transfer: Transfer) -> Receipt: ...
+    async def pay(transfer: Transfer) -> Receipt:
+        raise NotImplementedError
 
-    from saga import PIVOT
-
-    saga = Saga("order", Transfer).step(pay, kind=PIVOT)
+    saga = Saga("order", Transfer).step(pay, kind=StepKind.PIVOT)
     with pytest.raises(DefinitionError, match="only an inquiry can tell"):
         saga.compile()
 
@@ -473,8 +460,6 @@ async def test_an_activity_outside_the_database_needs_one_for_its_rows(stateless
 
 def test_the_key_of_an_action_is_the_one_that_its_undo_is_told() -> None:
     command, _ = undo_of(make_command("charge", run_id="01890a5d-ac96-774b-bcce-b302099a8057"))
-    from saga.participant.served import context
-
     known = context(command)
     assert known.operation_key == command.commandid
     assert known.forward_key == command_id("default", "money", command.runid, "charge", 0, 0, "forward")
