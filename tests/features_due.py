@@ -34,6 +34,7 @@ DUE: Final[dict[str, tuple[str, ...]]] = {
     "D-04": STACKS,
     "D-05": STACKS,
     "D-10": STACKS,
+    "D-11": (*STACKS, *DATABASE_ONLY),
     "D-16": STACKS,
     # Compensation
     "E-01": STACKS,
