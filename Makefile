@@ -81,13 +81,17 @@ demo: $(DEMO_READY) ## run the money transfer's scenarios: make demo, make demo 
 	$(if $(SERVICES_$(STACK)),@$(PY) -m devservices ensure $(SERVICES_$(STACK)))
 	@$(WITH_SERVICES) $(PY) -m examples.money_transfer demo --stack $(STACK) $(ARGS)
 
-.PHONY: test
-test: $(READY) ## provide PostgreSQL and RabbitMQ if possible and run every test: make test ARGS='-k outbox'
+.PHONY: test test-slow
+test: $(READY) ## provide PostgreSQL and RabbitMQ if possible and run the tests: make test ARGS='-k outbox'
 	@$(PY) -m devservices ensure postgres rabbitmq $(if $(CI),,|| true)
-	@$(PYTEST) $(ARGS)
+	@$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: $(READY) ## the same for those of more than ten seconds each: kills under load, demos, other programs
+	@$(PY) -m devservices ensure postgres rabbitmq $(if $(CI),,|| true)
+	@$(PYTEST) -m slow $(ARGS)
 
 .PHONY: features
-features: $(READY) ## run the tests, write build/features.json and list which rows of features.md are open
+features: $(READY) ## run all tests, write build/features.json and list which rows of features.md are open
 	@$(PY) -m devservices ensure postgres rabbitmq || true
 	@mkdir -p build
 	@$(PYTEST) -q --features-json build/features.json $(ARGS) || echo "features: some tests failed, see above"

@@ -56,6 +56,7 @@ class Zombie:
         return await self._run(function, lost_commit=lost_commit, **how)
 
 
+@pytest.mark.slow
 @pytest.mark.feature("K-04", acceptance=True, scale=0.02)
 @pytest.mark.usefixtures("real_broker")
 @pytest.mark.parametrize("stack", ["postgres-rabbitmq"], indirect=True)

@@ -109,6 +109,7 @@ async def street(url: str, rabbitmq_url: str, proxy: ProxyFactory) -> AsyncItera
 OPEN = "SELECT 1 FROM saga_incident WHERE kind = 'unroutable' AND resolved_at IS NULL"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stack", ["postgres-rabbitmq"])
 @pytest.mark.feature("F-05", acceptance=True)
 async def test_no_row_is_lost_to_a_queue_that_is_gone_a_link_that_is_cut_or_a_confirm_that_never_comes(
