@@ -35,7 +35,9 @@ SHORT: Final = 0.7
 RATE_MIN: Final = 0.25
 DRAIN_SECONDS: Final = 360.0
 BASELINE_SECONDS: Final = 20.0
-CONCURRENCY: Final = 32
+CONCURRENCY: Final = 64
+"""Callers learn of an end by a look every second, so each begins less than one transfer a second."""
+AIM_SECONDS: Final = 1.0
 REDRIVE_SECONDS: Final = 10
 CLOSED: Final = ("completed", "compensated")
 LEFT: Final = ("saga_outbox", "saga_outbox_delayed", "saga_outbox_blocked", "saga_queue", "saga_claim")
@@ -139,7 +141,10 @@ class Chaos:
             await asyncio.to_thread(self._kill_one)
 
     def _kill_one(self) -> None:
-        open_ = sum(count for state, count in states(self._layout.environment).items() if state not in CLOSED)
+        open_ = self._in_flight()
+        until = self._clock.monotonic() + AIM_SECONDS
+        while not open_ and self._clock.monotonic() < until:
+            open_ = self._in_flight()
         victim = self._random.choice(list(self._layout.services))
         self._layout.kill(victim)
         self._layout.raise_the_dead()
@@ -147,6 +152,9 @@ class Chaos:
             self.summary.kills[victim] += 1
         else:
             self.summary.idle_kills += 1
+
+    def _in_flight(self) -> int:
+        return sum(count for state, count in states(self._layout.environment).items() if state not in CLOSED)
 
     async def _drain(self) -> None:
         """Wait until all is closed and nothing is on its way any more."""
