@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-from saga.compensation.kinds import StepKind
+from saga.compensation.kinds import InDoubt, StepKind
 from saga.definition.activity import Participant
 from saga.definition.builder import Saga
 from saga.retry import RetryPolicy
@@ -33,13 +33,16 @@ def sequence(
     start_to_close: timedelta | None = timedelta(seconds=30),
     queue: str = "work",
     names: Mapping[int, str] | None = None,
+    in_doubt: InDoubt = InDoubt.UNDO,
 ) -> Saga[Order, None]:
     """Return a saga of `count` steps that can all be undone; from `pivot` on (1 is the first) it goes forward only."""
     owner = Participant(queue, start_to_close=start_to_close)
     saga: Saga[Any, None] = Saga(name, Order, version=version)
     for number in range(1, count + 1):
         step = (names or {}).get(number, f"s{number}")
+        policy = InDoubt.UNDO
         if pivot is None or number < pivot:
+            policy = in_doubt
             activity = owner.contract(
                 step, Order, Receipt, compensated=True, retry=retry, compensation_retry=undo_retry
             )
@@ -47,5 +50,5 @@ def sequence(
             activity = owner.contract(step, Order, Receipt, kind=StepKind.PIVOT, retry=retry)
         else:
             activity = owner.contract(step, Order, Receipt, kind=StepKind.RETRIABLE, retry=ENDLESS)
-        saga = saga.step(activity)
+        saga = saga.step(activity, in_doubt=policy)
     return saga

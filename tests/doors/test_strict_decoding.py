@@ -211,7 +211,9 @@ async def test_what_is_too_large_or_too_deep_is_parked_and_leaves_no_memory_take
             sizes.append(_resident())
         assert min(after - before for before, after in pairwise(sizes[1:])) < GROWTH_MAX
     lengths = await place.rows("SELECT length(body) FROM saga_parked")
-    assert sorted(row[0] for row in lengths) == sorted(ROUNDS * [len(body) for body in taken]), "byte for byte"
+    assert sorted(row[0] for row in lengths) == sorted(ROUNDS * [len(body) for body in taken]), (
+        "byte for byte"
+    )
 
 
 def _resident() -> int:
