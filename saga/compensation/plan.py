@@ -33,20 +33,20 @@ class Undo:
     """The step was sent and gave no trustworthy answer: it may have run, may run yet, or never."""
     state: UndoState = UndoState.PENDING
     round: int = 0
-    """1 where an effect landed after its first undo, so that it is undone once more under another key (P27)."""
+    """Above 0 where an effect landed after an undo had begun: it is undone once more, under another key (P27)."""
 
 
 Plan = tuple[Undo, ...]
 
 
-def make_plan(steps: Sequence[StepShape], done: int, in_doubt: int | None) -> Plan:
+def make_plan(steps: Sequence[StepShape], done: int, in_doubt: int | None, round: int = 0) -> Plan:
     """Return what must be undone, latest first.
 
-    `done` steps from the front have run; `in_doubt` is the index of a step that was sent without a trustworthy
-    answer. Steps without effect, and those that said why they need no compensation, are left out. A pivot is never
-    in a plan: done, it closes the way back; in doubt, it is fenced before there is a plan (row E-05).
+    `done` steps from the front have run; `in_doubt` is the index of a step that was sent without a trustworthy answer,
+    and is undone under `round`. Steps without effect, and those that said why they need no compensation, are left out.
+    A pivot is never in a plan: done, it closes the way back; in doubt, it is fenced before there is a plan (row E-05).
     """
-    doubtful = [Undo(in_doubt, in_doubt=True)] if in_doubt is not None else []
+    doubtful = [Undo(in_doubt, in_doubt=True, round=round)] if in_doubt is not None else []
     ran = [Undo(index) for index in reversed(range(done))]
     return tuple(undo for undo in doubtful + ran if steps[undo.step].has_compensation)
 
@@ -63,11 +63,11 @@ def current(plan: Plan) -> int | None:
     return None
 
 
-def undo_again(plan: Plan, step: int) -> Plan:
+def undo_again(plan: Plan, step: int, round: int) -> Plan:
     """Return the plan with one more undo of a step, due next after the one that is due now (P27)."""
     due = current(plan)
     place = len(plan) if due is None else due + 1
-    return (*plan[:place], Undo(step, round=1), *plan[place:])
+    return (*plan[:place], Undo(step, round=round), *plan[place:])
 
 
 def mark(plan: Plan, position: int, state: UndoState) -> Plan:

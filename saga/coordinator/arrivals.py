@@ -105,7 +105,15 @@ def reply_event(reply: Reply, now_ms: int) -> Event:
         case Outcome.HAD_RUN:
             return FenceFoundEffect(**known)
         case Outcome.LATE_EFFECT:
-            return LateEffect(at_ms=now_ms, command_id=reply.commandid, step=reply.step)
+            round = data.get("round")
+            known_round = round if isinstance(round, int) and round >= 0 else 0
+            return LateEffect(
+                at_ms=now_ms,
+                command_id=reply.commandid,
+                step=reply.step,
+                round=known_round,
+                certain=data.get("certain") is not False,
+            )
         case Outcome.REFUSED:
             code = _name(data.get("code", ""))
             return ActivityRefused(**known, code=code) if forward else CompensationRefused(**known, code=code)

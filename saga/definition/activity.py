@@ -179,8 +179,9 @@ class Activity(Generic[I, O, P]):
         """Declare how to find out whether an attempt that was begun has had its effect (row D-11).
 
         Takes the same input, and an `ActivityContext` whose `operation_key` is the one that the attempt passed on.
-        Returns the activity's output if it has run, `Inquiry.DONE` where that is None, else `Inquiry.NOT_DONE` or
-        `Inquiry.UNKNOWN`; raising, and taking longer than `start_to_close`, mean unknown. Raises DefinitionError.
+        Returns the activity's output if its effect stands, `Inquiry.DONE` where that is None, else `Inquiry.NOT_DONE`
+        (also if it was undone since) or `Inquiry.UNKNOWN`; raising, and taking longer than `start_to_close`, mean
+        unknown. Raises DefinitionError, DuplicateActivity.
         """
         what = f"inquiry of {self.name!r}"
         if not self.at_least_once:

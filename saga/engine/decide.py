@@ -200,9 +200,10 @@ def _turn_back(
     in_doubt: int | None,
     event: Event,
     before: tuple[Effect, ...] = (),
+    round: int = 0,
 ) -> Decision:
     """Decide to compensate: cause, whole plan and first undo command are one transition (E-01)."""
-    plan = make_plan(definition.shapes, state.done, in_doubt)
+    plan = make_plan(definition.shapes, state.done, in_doubt, round)
     turned = state._replace(status=Status.COMPENSATING, plan=plan, cause=cause, outstanding=None)
     return _undo(definition, turned, event, before)
 
@@ -272,20 +273,23 @@ def _unsettled(definition: Definition, state: State, event: CompensationFailed) 
 def late(definition: Definition, state: State, event: Event) -> Decision:
     """P27: the effect is there although its undo had begun: open the incident, and undo it again under a new round.
 
-    An open fence has its answer with it. What can have no undo, or was ended by a person, is told and stays.
+    What still waits for the action or its fence has its answer with it. What can have no undo, or was ended by a
+    person, is told and stays.
     """
     assert isinstance(event, LateEffect)
     step = next((i for i, each in enumerate(definition.steps) if each.name == event.step), None)
     waiting = state.outstanding
     if step is None or not _tells_of(definition, state, step, event):
         return record_stale(definition, state, event)
-    if waiting is not None and (waiting.step, waiting.direction) == (step, Direction.FENCE):
-        return found(definition, state, event)
+    if waiting is not None and waiting.step == step and waiting.direction in STILL_OPEN:
+        if not event.certain:
+            return _suspected(definition, state, event, step)
+        return (found if waiting.direction is Direction.FENCE else advance)(definition, state, event)
     if state.status in (Status.RUNNING, Status.COMPLETED):
         return record_stale(definition, state, event)
     plan = state.plan
     answered = waiting is not None and waiting.command_id == event.command_id
-    noted = any(undo.step == step and undo.round for undo in plan)
+    noted = any(undo.step == step and undo.round > event.round for undo in plan)
     if noted and not answered:
         return record_stale(definition, state, event)
     told = () if noted else (RaiseIncident(IncidentKind.LATE_EFFECT, step, "late_effect"),)
@@ -293,7 +297,7 @@ def late(definition: Definition, state: State, event: Event) -> Decision:
     if ended or not definition.steps[step].has_compensation:
         return Decision(state._replace(), told)
     if not noted:
-        plan = undo_again(plan, step)
+        plan = undo_again(plan, step, event.round + 1)
     if waiting is not None and not answered:
         return Decision(state._replace(plan=plan), told)
     if answered:
@@ -301,12 +305,24 @@ def late(definition: Definition, state: State, event: Event) -> Decision:
     return _undo(definition, state._replace(plan=plan, outstanding=None), event, told)
 
 
+def _suspected(definition: Definition, state: State, event: LateEffect, step: int) -> Decision:
+    """A call failed after its inquiry was answered, or while it is asked: what can be undone on suspicion, is."""
+    told = RaiseIncident(IncidentKind.LATE_EFFECT, step, "late_effect")
+    waits = outstanding(state).direction is Direction.FENCE and state.status not in CLOSED
+    if not waits or not definition.steps[step].has_compensation:
+        return Decision(state._replace(), (told,))
+    assert state.cause is not None
+    return _turn_back(
+        definition, state, state.cause, step, event, (*_healed(state), told), round=event.round + 1
+    )
+
+
 def _tells_of(definition: Definition, state: State, step: int, event: LateEffect) -> bool:
-    """P6: it answers a command that this run sent for the step: the action, or its first undo."""
-    return event.command_id in [
-        identify(definition, state, step, direction)
-        for direction in (Direction.FORWARD, Direction.COMPENSATE)
-    ]
+    """P6: it answers a command that this run sent for the step: the action, or its undo of that round."""
+    return event.command_id in (
+        identify(definition, state, step, Direction.FORWARD),
+        identify(definition, state, step, Direction.COMPENSATE, event.round),
+    )
 
 
 def found(definition: Definition, state: State, event: Event) -> Decision:
@@ -510,6 +526,9 @@ def record_stale(definition: Definition, state: State, event: Event) -> Decision
     """It answers nothing that this status waits for (P6)."""
     return Decision(state, (RecordStale(),))
 
+
+STILL_OPEN: Final = (Direction.FORWARD, Direction.FENCE)
+"""Directions whose outstanding command is answered by the action's own late outcome."""
 
 ANSWERS: Final[Mapping[Direction, frozenset[type[Answer]]]] = {
     Direction.FORWARD: frozenset({ActivityCompleted, ActivityRefused, ActivityFailed}),

@@ -75,13 +75,16 @@ class FenceFoundEffect(Answer):
 
 @dataclass(slots=True, kw_only=True)
 class LateEffect(Event):
-    """The action of `step` ran outside the database and ended after its undo had begun (P27).
+    """The action of `step` ran outside the database and ended after its undo of `round` had begun (P27).
 
-    Told by the action, or by its first undo: `command_id` is of either.
+    Told by the action, or by that undo: `command_id` is of either.
     """
 
     command_id: str
     step: str
+    round: int = 0
+    certain: bool = True
+    """False: a call failed after the undo had begun, and nobody knows whether it left an effect."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -8,7 +8,7 @@ output.
 | Outcome of a row | Means                                                            | What comes again is answered  |
 |------------------|------------------------------------------------------------------|-------------------------------|
 | `attempted`      | a call was begun, perhaps made                                   | after an inquiry or a call    |
-| `closed`         | its undo began meanwhile, or an inquiry found that it never ran  | `refused`                     |
+| `closed`         | its undo began meanwhile, or an inquiry found that it never ran  | `refused`, after an inquiry   |
 | `late_effect`    | the call ended after that: its effect stands until undone again  | `late_effect`                 |
 """
 
@@ -18,11 +18,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from saga.clock import Clock
 from saga.failpoints import failpoint
-from saga.messages import NULL, Direction
+from saga.messages import NULL, Command, Direction
 from saga.outcomes import Inquiry, Refused
 from saga.participant import answers
 from saga.participant.answers import (
@@ -41,6 +41,7 @@ from saga.participant.answers import (
 from saga.participant.attempts import Attempt
 from saga.participant.calls import Calls
 from saga.participant.forward import call, given_answers
+from saga.participant.intake import barrier_key
 from saga.participant.repeating import run_in_parts
 from saga.participant.served import InputInvalid, Served
 from saga.participant.settling import CallFailed, Settling
@@ -88,6 +89,8 @@ class OutsideRuns:
         except InputInvalid as invalid:
             return answers.payload_invalid(invalid.error)
         row = await self._found(key)
+        if row is not None and row.outcome in (CLOSED, LATE_EFFECT) and served.inquiry is not None:
+            row = await self._looked_into(row, served.inquiry, attempt, deadline)
         if row is not None and row.outcome == ATTEMPTED and served.inquiry is not None:
             asked = await self._inquire(served.inquiry, attempt, deadline)
             if asked.outcome == FAILED:
@@ -105,39 +108,89 @@ class OutsideRuns:
         # must not call what has been given up meanwhile
         if self._too_late(attempt):
             return answers.DEADLINE
-        answer = await self._called(attempt, deadline)
+        try:
+            answer = await self._called(attempt, deadline)
+        except CallFailed as failed:
+            if not failed.abandoned and not isinstance(failed.ended.error, Refused):
+                row = await self._found(key)
+                if row is not None and row.outcome in (CLOSED, LATE_EFFECT):
+                    # who closed the row meanwhile may have undone too early, and nobody knows what came of the call
+                    await self._told_late(attempt, row, NULL)
+            raise
         failpoint("W3")
         row = await self._replaced(BarrierRow(key, DONE, answer.data))
-        if row.outcome == CLOSED:
-            self._counts["late_effects"] += 1
-            row = await self._replaced(BarrierRow(key, LATE_EFFECT, answer.data), was=CLOSED)
+        # refused: to another copy of this call, which the provider contradicts
+        if row.outcome in (CLOSED, LATE_EFFECT, REFUSED):
+            row = await self._told_late(attempt, row, answer.data)
         failpoint("W4")
         return _answer(row)
+
+    async def _told_late(self, attempt: Attempt, row: BarrierRow, data: bytes) -> BarrierRow:
+        """Put on record that an effect landed, perhaps, after the undos that have begun by now.
+
+        An undo puts its own row on record before it reads this one: begun after this look, it finds the effect there.
+        """
+        self._counts["late_effects"] += 1
+        began = await self._rounds_begun(attempt.command)
+        certain = data != NULL
+        left = from_json(data) if certain else {"output": None, "undo": None}
+        while True:
+            known = _late(row)
+            if known is not None and known["round"] >= began and known["certain"] >= certain:
+                return row
+            told = to_json({**left, "round": max(began, 0), "certain": certain})
+            late = BarrierRow(row.key, LATE_EFFECT, told)
+            row = await self._replaced(late, was=row.outcome)
+            if row == late:
+                return row
+
+    async def _rounds_begun(self, command: Command) -> int:
+        """Return the highest round of which an undo has begun; -1 if none has."""
+        key = barrier_key(command)
+        assert key is not None
+        round = 0
+        while (
+            await self._found(key._replace(round=command.round + round, direction="compensate")) is not None
+        ):
+            round += 1
+        return round - 1
+
+    async def _looked_into(
+        self, row: BarrierRow, inquiry: Served, attempt: Attempt, deadline: float
+    ) -> BarrierRow:
+        """Who made the call may have died in it, after the row was closed: ask whether its effect stands."""
+        try:
+            asked = await self._inquire(inquiry, attempt, deadline)
+        except CallFailed as failed:
+            if failed.abandoned:
+                raise
+            asked = answers.OUTCOME_UNKNOWN
+        if asked is EMPTY:
+            return row
+        return await self._told_late(attempt, row, asked.data if asked.outcome == DONE else NULL)
 
     async def _undo(self, attempt: Attempt, deadline: float) -> Answer:
         """Close the action's row before the call, so that an action that ends from now on is told as a late effect."""
         command, key = attempt.command, attempt.key
+        own = await self._inserted(BarrierRow(key, ATTEMPTED, None))
+        if own.outcome != ATTEMPTED:
+            return self._settling.standing(own)
         action = await self._inserted(BarrierRow(attempt.closes, CANCELLED, None))
         if action.outcome == ATTEMPTED:
             action = await self._replaced(BarrierRow(attempt.closes, CLOSED, None))
-        own = await self._found(key)
-        if own is not None and own.outcome != ATTEMPTED:
-            return self._settling.standing(own)
-        if action.outcome == LATE_EFFECT and command.round == command.forwardround:
+        late = _late(action)
+        if late is not None and command.round <= late["round"]:
             # This undo may have been called before the effect landed, and whoever knows its key as "nothing to undo"
             # says so again. The next round has another key.
             return _answer(action)
         if action.outcome in (CANCELLED, REFUSED):
             self._counts["empty"] += 1
-            return _answer(await self._inserted(BarrierRow(key, NOTHING_TO_UNDO, None)))
+            return _answer(await self._replaced(BarrierRow(key, NOTHING_TO_UNDO, None)))
         try:
             attempt.input = attempt.served.input(command)
             attempt.past = attempt.served.past(None if action.reply is None else from_json(action.reply))
         except InputInvalid as invalid:
             return answers.payload_invalid(invalid.error)
-        own = await self._inserted(BarrierRow(key, ATTEMPTED, None))
-        if own.outcome != ATTEMPTED:
-            return self._settling.standing(own)
         failpoint("W2")
         await self._called(attempt, deadline)
         failpoint("W3")
@@ -148,7 +201,8 @@ class OutsideRuns:
     async def _fence(self, attempt: Attempt, deadline: float) -> Answer:
         """See to it that the action never counts from now on, or tell that it had run. In doubt its inquiry decides."""
         action = await self._inserted(BarrierRow(attempt.closes, CANCELLED, None))
-        if action.outcome == ATTEMPTED:
+        late = _late(action)
+        if action.outcome == ATTEMPTED or (late is not None and not late["certain"]):
             if not attempt.served.inquires:
                 return answers.OUTCOME_UNKNOWN
             try:
@@ -158,8 +212,13 @@ class OutsideRuns:
             asked = await self._inquire(attempt.served, attempt, deadline)
             if asked.outcome == FAILED:
                 return asked
-            settled = (DONE, asked.data) if asked.outcome == DONE else (CLOSED, None)
-            action = await self._replaced(BarrierRow(attempt.closes, *settled))
+            if late is not None:
+                if asked is EMPTY:
+                    return EMPTY
+                action = await self._told_late(attempt, action, asked.data)
+            else:
+                settled = (DONE, asked.data) if asked.outcome == DONE else (CLOSED, None)
+                action = await self._replaced(BarrierRow(attempt.closes, *settled))
         if action.outcome in (DONE, LATE_EFFECT):
             return Answer(HAD_RUN, NULL if action.reply is None else action.reply)
         return EMPTY
@@ -216,6 +275,14 @@ class OutsideRuns:
 
     async def _replaced(self, row: BarrierRow, *, was: str = ATTEMPTED) -> BarrierRow:
         return await self._settling.outlast(lambda: self._store.replace(row, was))
+
+
+def _late(row: BarrierRow) -> dict[str, Any] | None:
+    """Return what is known of a late effect; None if the row tells of none."""
+    known: dict[str, Any] | None = None
+    if row.outcome == LATE_EFFECT:
+        known = from_json(row.reply or b"null")
+    return known
 
 
 def _answer(row: BarrierRow) -> Answer:

@@ -81,7 +81,8 @@ class Provider:
         elif verb == "refund":
             standing = charge in self.charges and charge not in self.refunded.values()
             self.refunded.setdefault(key, charge if standing else "")
-        return {"charge": key if key in self.charges else None}
+        standing = key in self.charges.keys() - self.refunded.values()
+        return {"charge": key if standing or verb == "charge" else None}
 
     def standing(self, order: str) -> int:
         """Charges less refunds of an order."""

@@ -164,7 +164,7 @@ ROWS: Final = [
     Row(N, FenceFoundEffect, stuck_fence, R, (ResolveIncidents, Dispatch)),
     Row(N, TimerFired, stuck_undo, N, (Dispatch,)),
     Row(N, CancelRequested, stuck_pivot, N, ()),
-    Row(R, LateEffect, first_step, R, STALE),
+    Row(R, LateEffect, first_step, R, (Dispatch,)),
     Row(R, LateEffect, fence, R, (Dispatch,)),
     Row(C, LateEffect, undoing, C, (RaiseIncident,)),
     Row(N, LateEffect, stuck_undo, N, (RaiseIncident,)),

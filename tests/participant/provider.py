@@ -81,7 +81,7 @@ def payments(provider: Provider, *, inquires: bool = True, seconds: float | None
             provider.calls["inquiry"] += 1
             if not provider.knows:
                 return Inquiry.UNKNOWN
-            if context.operation_key in provider.charges:
+            if context.operation_key in provider.charges.keys() - provider.refunds.values():
                 return Receipt(reference=f"charge of {context.operation_key}")
             return Inquiry.NOT_DONE
 
