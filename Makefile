@@ -21,7 +21,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 	command -v $$name >/dev/null && $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& { echo $$name; break; }; done)
 UV := $(shell command -v uv)
-CHECKED := $(wildcard saga examples benchmarks devservices tests)
+CHECKED := $(wildcard saga examples benchmarks devservices tests docs/conf.py)
 # pyright finds an installed package only outside the project's folder, with the environment's python first on PATH; it
 # fails below 100 %.
 VERIFY_TYPES = cd / && PATH="$(CURDIR)/$(BIN):$$PATH" PYRIGHT_PYTHON_IGNORE_WARNINGS=1 pyright --verifytypes saga --ignoreexternal
@@ -110,6 +110,11 @@ lint: $(READY) ## ruff, mypy --strict, pyright on the public API, import contrac
 format: $(READY) ## sort imports and format the code
 	@$(BIN)/ruff check --select I --fix $(CHECKED)
 	@$(BIN)/ruff format $(CHECKED)
+
+.PHONY: docs
+docs: $(READY) ## build the pages of docs/ as a site, build/docs/index.html; a warning is an error
+	@$(PY) -m sphinx --fail-on-warning --keep-going --quiet --doctree-dir build/doctrees docs build/docs $(ARGS)
+	@echo "docs: build/docs/index.html"
 
 .PHONY: chaos
 chaos: $(READY) ## kill processes under load: make chaos STACK=postgres-rabbitmq MINUTES=20
