@@ -145,6 +145,13 @@ class Database:
             },
         )
 
+    @property
+    def place(self) -> str:
+        """Where the database is, for people: host, port and name, or the file; never who logs in."""
+        if self.writer is not None:
+            return str(self.url.database)
+        return f"{self.url.host or 'the local socket'}:{self.url.port or 5432}/{self.url.database or ''}"
+
     async def ping(self) -> bool:
         """Return True once the server answered one statement."""
         await self.run(lambda connection: connection.exec_driver_sql("SELECT 1").scalar_one(), single=True)
@@ -182,7 +189,9 @@ class Database:
                     _raise_refusal(error)
                     raise
                 case Failure.LOST if once:
-                    raise StorageUnavailable(f"The connection is lost: {describe(error)}.") from None
+                    raise StorageUnavailable(
+                        f"The connection to {self.place} is lost: {describe(error)}."
+                    ) from None
             log.info("transaction runs again after %s", describe(error))
         return await self._again(attempt, deadline, (Failure.BUSY,) if once else (Failure.BUSY, Failure.LOST))
 
@@ -208,7 +217,9 @@ class Database:
                 case Failure.BUSY:
                     raise StorageBusy(f"Refused several times in a row: {describe(error)}.") from None
                 case Failure.LOST:
-                    raise StorageUnavailable(f"Not reached in several tries: {describe(error)}.") from None
+                    raise StorageUnavailable(
+                        f"The database at {self.place} was not reached: {describe(error)}."
+                    ) from None
                 case Failure.FATAL:
                     _raise_refusal(error)
                     raise
