@@ -76,10 +76,17 @@ $(READY): requirements.lock pyproject.toml | $(PY)
 .PHONY: setup
 setup: $(READY) ## make the virtual environment from the lock file (other targets do it by themselves)
 
+# On servers that are there already; what the command line says is in the environment of the recipe, and not shown by ps.
+ifeq ($(origin DATABASE),command line)
 .PHONY: demo
-demo: $(DEMO_READY) ## run the money transfer's scenarios: make demo, make demo STACK=postgres
+demo: $(READY)
+	@DEMO_ON_DATABASE="$$DATABASE" DEMO_ON_BROKER="$$BROKER" $(PY) -m examples.money_transfer demo $(ARGS)
+else
+.PHONY: demo
+demo: $(DEMO_READY) ## run the money transfer's scenarios: make demo, make demo STACK=postgres, or DATABASE=<url> BROKER=<url>
 	$(if $(SERVICES_$(STACK)),@$(PY) -m devservices ensure $(SERVICES_$(STACK)))
 	@$(WITH_SERVICES) $(PY) -m examples.money_transfer demo --stack $(STACK) $(ARGS)
+endif
 
 .PHONY: test test-slow
 test: $(READY) ## provide PostgreSQL and RabbitMQ if possible and run the tests: make test ARGS='-k outbox'

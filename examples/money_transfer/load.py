@@ -7,7 +7,6 @@ account that nobody has, and one in ten asks for more than there ever is.
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -20,7 +19,6 @@ from typing import Any, Final, TextIO
 from examples.money_transfer import apps, transfer
 from examples.money_transfer.books import states
 from examples.money_transfer.layouts import Layout, Opening
-from examples.money_transfer.processes import DemoError
 from saga import Client, ResultTimeout, SagaCompensated, StorageBusy, StorageUnavailable
 from saga.clock import SystemClock
 
@@ -193,10 +191,3 @@ class Load:
         width = shutil.get_terminal_size().columns - 1
         bar.write(f"\r{line[:width]:<{width}}" if bar.isatty() else f"{line}\n")
         bar.flush()
-
-
-def on_servers(database: str, broker: str) -> None:
-    """Let the layout on servers use these, as `make demo` does. Raises DemoError for a half of them."""
-    if not database or not broker:
-        raise DemoError("give both --database and --broker, or neither")
-    os.environ |= {"SAGA_DEMO_POSTGRES_URL": database, "SAGA_DEMO_RABBITMQ_URL": broker}
