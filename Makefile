@@ -80,7 +80,7 @@ setup: $(READY) ## make the virtual environment from the lock file (other target
 ifeq ($(origin DATABASE),command line)
 .PHONY: demo
 demo: $(READY)
-	@DEMO_ON_DATABASE="$$DATABASE" DEMO_ON_BROKER="$$BROKER" $(PY) -m examples.money_transfer demo $(ARGS)
+	@DEMO_ON_DATABASE="$$DATABASE" DEMO_ON_BROKER="$${BROKER-}" $(PY) -m examples.money_transfer demo $(ARGS)
 else
 .PHONY: demo
 demo: $(DEMO_READY) ## run the money transfer's scenarios: make demo, make demo STACK=postgres, or DATABASE=<url> BROKER=<url>
