@@ -287,7 +287,6 @@ class Servers(Services):
     def _role(server: Any, name: str, stack: ExitStack) -> tuple[str, str]:
         role: tuple[str, str] = server.create_role(name)
         stack.callback(server.drop_role, name)
-        server.execute(f"GRANT {name} TO CURRENT_USER")  # who is no superuser may act for its members only
         return role
 
     @staticmethod
