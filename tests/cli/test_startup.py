@@ -111,6 +111,14 @@ def test_what_cannot_be_reached_is_named(
     assert f"saga: {said} was not reached: " in fails(tmp_path, role, database, broker)
 
 
+@pytest.mark.stack("sqlite")
+@pytest.mark.parametrize("role", ["coordinator", "participant"])
+def test_a_file_that_cannot_be_opened_is_named(role: str, tmp_path: Path) -> None:
+    file = tmp_path / "nowhere" / "saga.db"
+    said = fails(tmp_path, role, f"sqlite:///{file}", "memory://")
+    assert f"saga: ConfigurationError [SG201] The file {file} cannot be opened as a database: " in said
+
+
 @pytest.mark.stack("postgres")
 @pytest.mark.parametrize("role", ["coordinator", "participant"])
 def test_a_database_without_our_tables_says_how_they_get_there(

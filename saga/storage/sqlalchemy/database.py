@@ -24,7 +24,15 @@ from saga.clock import Clock, Ids, Spawner
 from saga.errors import ConfigurationError, MissingExtra, StorageBusy, StorageUnavailable
 from saga.failpoints import failpoint
 from saga.storage.sqlalchemy import quiet
-from saga.storage.sqlalchemy.failures import REFUSED_STATES, Failure, classify, describe, sqlstate
+from saga.storage.sqlalchemy.failures import (
+    REFUSED_STATES,
+    UNUSABLE_SQLITE,
+    Failure,
+    classify,
+    describe,
+    sqlite_name,
+    sqlstate,
+)
 
 T = TypeVar("T")
 log: Final[logging.Logger] = logging.getLogger("saga.storage")
@@ -186,7 +194,7 @@ class Database:
         except BaseException as error:
             match classify(error):
                 case Failure.FATAL:
-                    _raise_refusal(error)
+                    self._raise_refusal(error)
                     raise
                 case Failure.LOST if once:
                     raise StorageUnavailable(
@@ -221,8 +229,19 @@ class Database:
                         f"The database at {self.place} was not reached: {describe(error)}."
                     ) from None
                 case Failure.FATAL:
-                    _raise_refusal(error)
+                    self._raise_refusal(error)
                     raise
+
+    def _raise_refusal(self, error: BaseException) -> None:
+        """Say what an operator must see to: nothing here changes it by trying again."""
+        if sqlstate(error).startswith(REFUSED_STATES):
+            raise ConfigurationError(
+                f"The database at {self.place} refuses the log-in: {describe(error)}."
+            ) from None
+        if sqlite_name(error).startswith(UNUSABLE_SQLITE):
+            raise ConfigurationError(
+                f"The file {self.place} cannot be opened as a database: {describe(error)}."
+            ) from None
 
     async def _try(
         self, function: Callable[[Connection], T], lost_commit: str, single: bool, reads: bool, seconds: float
@@ -301,12 +320,6 @@ def _begin_and_commit(connection: Connection, function: Callable[[Connection], T
             transaction.rollback()
         raise
     return result
-
-
-def _raise_refusal(error: BaseException) -> None:
-    state = sqlstate(error)
-    if state.startswith(REFUSED_STATES):
-        raise ConfigurationError(f"The database refuses the log-in: {describe(error)}.") from None
 
 
 def _queue_writers(engine: AsyncEngine, writer: asyncio.Lock) -> None:
