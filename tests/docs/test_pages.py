@@ -23,6 +23,7 @@ pytestmark = pytest.mark.stack("sqlite")
         ("getting-started", "shop", {"production"}),
         ("production", "try_it", {"warehouse", "shop", "services"}),
         ("compensation", "trip", set()),
+        ("effects", "shop", set()),
         ("events", "orders", set()),
     ],
 )
