@@ -21,7 +21,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 	command -v $$name >/dev/null && $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& { echo $$name; break; }; done)
 UV := $(shell command -v uv)
-CHECKED := $(wildcard saga examples benchmarks devservices tests)
+CHECKED := $(wildcard saga examples benchmarks devservices tests docs/conf.py)
 # pyright finds an installed package only outside the project's folder, with the environment's python first on PATH; it
 # fails below 100 %.
 VERIFY_TYPES = cd / && PATH="$(CURDIR)/$(BIN):$$PATH" PYRIGHT_PYTHON_IGNORE_WARNINGS=1 pyright --verifytypes saga --ignoreexternal
@@ -76,10 +76,17 @@ $(READY): requirements.lock pyproject.toml | $(PY)
 .PHONY: setup
 setup: $(READY) ## make the virtual environment from the lock file (other targets do it by themselves)
 
+# On servers that are there already; what the command line says is in the environment of the recipe, and not shown by ps.
+ifeq ($(origin DATABASE),command line)
 .PHONY: demo
-demo: $(DEMO_READY) ## run the money transfer's scenarios: make demo, make demo STACK=postgres
+demo: $(READY)
+	@DEMO_ON_DATABASE="$$DATABASE" DEMO_ON_BROKER="$${BROKER-}" $(PY) -m examples.money_transfer demo $(ARGS)
+else
+.PHONY: demo
+demo: $(DEMO_READY) ## run the money transfer's scenarios: make demo, make demo STACK=postgres, or DATABASE=<url> BROKER=<url>
 	$(if $(SERVICES_$(STACK)),@$(PY) -m devservices ensure $(SERVICES_$(STACK)))
 	@$(WITH_SERVICES) $(PY) -m examples.money_transfer demo --stack $(STACK) $(ARGS)
+endif
 
 .PHONY: test test-slow
 test: $(READY) ## provide PostgreSQL and RabbitMQ if possible and run the tests: make test ARGS='-k outbox'
@@ -110,6 +117,11 @@ lint: $(READY) ## ruff, mypy --strict, pyright on the public API, import contrac
 format: $(READY) ## sort imports and format the code
 	@$(BIN)/ruff check --select I --fix $(CHECKED)
 	@$(BIN)/ruff format $(CHECKED)
+
+.PHONY: docs
+docs: $(READY) ## build the pages of docs/ as a site, build/docs/index.html; a warning is an error
+	@$(PY) -m sphinx --fail-on-warning --keep-going --quiet --doctree-dir build/doctrees docs build/docs $(ARGS)
+	@echo "docs: build/docs/index.html"
 
 .PHONY: chaos
 chaos: $(READY) ## kill processes under load: make chaos STACK=postgres-rabbitmq MINUTES=20

@@ -91,7 +91,10 @@ class Postgres(Service):
         """Make a role that may log in and nothing else; return its name and password for `database_url`."""
         name = name or f"saga_{secrets.token_hex(6)}"
         password = password or secrets.token_hex(12)
-        self.execute(f"CREATE ROLE {quoted(name)} LOGIN PASSWORD '{password.replace(chr(39), chr(39) * 2)}'")
+        self.execute(
+            f"CREATE ROLE {quoted(name)} LOGIN PASSWORD '{password.replace(chr(39), chr(39) * 2)}'",
+            f"GRANT {quoted(name)} TO CURRENT_USER",  # who is no superuser acts for roles that it is a member of
+        )
         return name, password
 
     def drop_role(self, name: str) -> None:

@@ -6,6 +6,7 @@ Both exit with 0 only if all went as expected.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import signal
 import sys
@@ -13,8 +14,8 @@ from collections.abc import Sequence
 from types import FrameType
 
 from examples.money_transfer.faults import SABOTAGES
-from examples.money_transfer.layouts import LAYOUTS, Embedded, Layout, Servers
-from examples.money_transfer.load import REDRIVE_SECONDS, Load, on_servers, opening
+from examples.money_transfer.layouts import LAYOUTS, Embedded, Layout, Servers, on_servers
+from examples.money_transfer.load import REDRIVE_SECONDS, Load, opening
 from examples.money_transfer.processes import DemoError
 from examples.money_transfer.runner import Runner
 from examples.money_transfer.scenarios import SCENARIOS
@@ -35,10 +36,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     load.add_argument("--accounts", type=int, default=8, help="at least one at each of the two banks")
     load.add_argument("--concurrency", type=int, default=32)
     load.add_argument("--seed", type=int, help="of what is transferred; by default a new one each time")
-    load.add_argument(
-        "--database", default="", help="address of a PostgreSQL, as a role that may make databases"
-    )
-    load.add_argument("--broker", default="", help="address of a RabbitMQ")
+    for verb in (demo, load):  # `make demo DATABASE=... BROKER=...` says them where `ps` does not show them
+        verb.add_argument(
+            "--database",
+            metavar="URL",
+            default=os.environ.get("DEMO_ON_DATABASE", ""),
+            help="a PostgreSQL that is there, as a role that may make databases and roles; all of them go at the end",
+        )
+        verb.add_argument(
+            "--broker",
+            metavar="URL",
+            default=os.environ.get("DEMO_ON_BROKER", ""),
+            help="a RabbitMQ that is there; without one the database is the broker",
+        )
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _leave)
     seed = random.randrange(1_000_000) if options.seed is None else options.seed
@@ -52,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _demo(options: argparse.Namespace, seed: int) -> int:
     chosen = [each for each in SCENARIOS if not options.scenario or each.name in options.scenario]
     with _layout(options) as layout:
-        print(f"money transfer, {layout.title}\nseed {seed}")
+        _introduce(layout, seed)
         return 0 if Runner(layout, seed=seed, tell=_tell).run(chosen) else 1
 
 
@@ -60,20 +70,28 @@ def _load(options: argparse.Namespace, seed: int) -> int:
     if min(options.transfers, options.accounts - 1, options.concurrency) < 1:
         raise DemoError("there are at least one transfer, two accounts and a concurrency of one")
     accounts = opening(options.accounts)
-    if options.database or options.broker:
-        on_servers(options.database, options.broker)
-        layout: Layout = Servers(opening=accounts)
-    else:
-        layout = Embedded(opening=accounts)
+    layout_type: type[Layout] = _on_servers(options) or Embedded
+    layout = layout_type(opening=accounts)
     layout.environment["DEMO_REDRIVE_SECONDS"] = str(REDRIVE_SECONDS)
     with layout:
-        print(f"money transfer, {layout.title}\nseed {seed}", flush=True)
+        _introduce(layout, seed)
         load = Load(layout, accounts, concurrency=options.concurrency, seed=seed)
         return 0 if load.play(options.transfers, tell=_tell, bar=sys.stderr) else 1
 
 
+def _introduce(layout: Layout, seed: int) -> None:
+    _tell(f"money transfer, {layout.title}")
+    if layout.makes:
+        _tell(f"made for it and removed at its end: {layout.makes}")
+    _tell(f"seed {seed}")
+
+
+def _on_servers(options: argparse.Namespace) -> type[Servers] | None:
+    return on_servers(options.database, options.broker) if options.database or options.broker else None
+
+
 def _layout(options: argparse.Namespace) -> Layout:
-    layout = LAYOUTS[options.stack]
+    layout = _on_servers(options) or LAYOUTS[options.stack]
     if issubclass(layout, Servers):
         return layout(options.sabotage, database_each=options.database_each)
     return layout(options.sabotage)

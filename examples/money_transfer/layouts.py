@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any, ClassVar, Final, Self
+from urllib.parse import urlsplit
 
 from sqlalchemy import Connection, Table, insert
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -55,6 +56,8 @@ class Layout(ABC):
     """The databases and processes of one form of the demo, alive between `__enter__` and `__exit__`."""
 
     title: ClassVar[str]
+    makes = ""
+    """What there is on servers for as long as it lives, for people."""
     services: ClassVar[Sequence[str]]
     """The processes that run all the time, beside the starter."""
     auditor: Auditor
@@ -251,35 +254,58 @@ class Servers(Services):
                 raise DemoError(f"{name} is not set; `make demo STACK={stack}` sets it")
 
     def _make(self, stack: ExitStack) -> None:
-        from devservices import Origin, Postgres
+        """Roles first, so that they go last: a database goes with all that they own in it."""
+        from asyncpg import InsufficientPrivilegeError
 
-        server = Postgres(os.environ["SAGA_DEMO_POSTGRES_URL"], Origin.URL)
-        audited: dict[str, tuple[str, str]] = {}
-        shared = None if self._database_each else self._database(server, stack)
-        for service, schema in SCHEMAS.items():
-            database = shared or self._database(server, stack)
-            role, password = server.create_role()
-            stack.callback(server.drop_role, role)
-            stack.callback(server.execute, f"DROP OWNED BY {role} CASCADE", database_url=database)
-            server.create_schema(database, schema, owner=role)
-            url = server.database_url(database.rpartition("/")[2], role=role, password=password)
-            tables, opening = self._tables.get(service, ()), self._opening.get(service, {})
-            asyncio.run(prepare_service(url, schema, tables, opening))
-            self.environment[f"MONEY_TRANSFER_{service.upper()}_DATABASE"] = url
-            audited[service] = (database, schema)
+        from devservices import Origin, Postgres, Unavailable
+
+        self._token = secrets.token_hex(4)
+        name = f"saga_demo_{self._token}"
+        self.makes = f"database and roles {name}*"
+        try:
+            server = Postgres(os.environ["SAGA_DEMO_POSTGRES_URL"], Origin.URL)
+            roles = {service: self._role(server, f"{name}_{service}", stack) for service in SCHEMAS}
+            shared = None if self._database_each else self._database(server, name, stack)
+            places = {each: shared or self._database(server, f"{name}_{each}", stack) for each in SCHEMAS}
+            for service, schema in SCHEMAS.items():
+                role, password = roles[service]
+                server.create_schema(places[service], schema, owner=role)
+                database = places[service].partition("?")[0].rpartition("/")[2]
+                url = server.database_url(database, role=role, password=password)
+                tables, opening = self._tables.get(service, ()), self._opening.get(service, {})
+                asyncio.run(prepare_service(url, schema, tables, opening))
+                self.environment[f"MONEY_TRANSFER_{service.upper()}_DATABASE"] = url
+        except Unavailable as error:
+            raise DemoError(str(error)) from None
+        except InsufficientPrivilegeError as error:
+            raise DemoError(f"the database's role must have CREATEDB and CREATEROLE: {error}") from None
         self.environment["MONEY_TRANSFER_BROKER"] = self._broker(stack)
-        self.auditor = PostgresAuditor([audited["savings"], audited["giro"]], audited["notifier"])
+        banks = [(places[bank], SCHEMAS[bank]) for bank in ("savings", "giro")]
+        self.auditor = PostgresAuditor(banks, (places["notifier"], SCHEMAS["notifier"]))
 
     @staticmethod
-    def _database(server: Any, stack: ExitStack) -> str:
-        url: str = server.create_database()
-        stack.callback(server.drop_database, url)
+    def _role(server: Any, name: str, stack: ExitStack) -> tuple[str, str]:
+        role: tuple[str, str] = server.create_role(name)
+        stack.callback(server.drop_role, name)
+        return role
+
+    @staticmethod
+    def _database(server: Any, name: str, stack: ExitStack) -> str:
+        url: str = server.create_database(name)
+        stack.callback(server.drop_database, name)
         return url
 
     def _broker(self, stack: ExitStack) -> str:
         """Return the broker's address, with a namespace whose queues are removed at the end."""
+        from aio_pika.exceptions import AMQPException
+
         url = os.environ["SAGA_DEMO_RABBITMQ_URL"]
-        self.environment["DEMO_NAMESPACE"] = namespace = f"demo-{secrets.token_hex(4)}"
+        self.environment["DEMO_NAMESPACE"] = namespace = f"demo-{self._token}"
+        self.makes += f", queues saga.{namespace}.*"
+        try:
+            asyncio.run(_delete_queues(url, namespace))  # there are none yet: it shows that the address works
+        except (OSError, AMQPException) as error:
+            raise DemoError(f"RabbitMQ cannot be used: {type(error).__name__}") from None
         stack.callback(lambda: asyncio.run(_delete_queues(url, namespace)))
         return url
 
@@ -292,7 +318,7 @@ class DatabaseOnly(Servers):
 
     def _broker(self, stack: ExitStack) -> str:
         coordinator = self.environment["MONEY_TRANSFER_COORDINATOR_DATABASE"]
-        return f"{coordinator}?schema={SCHEMAS['coordinator']}"
+        return f"{coordinator}{'&' if '?' in coordinator else '?'}schema={SCHEMAS['coordinator']}"
 
 
 LAYOUTS: Final[Mapping[str, type[Layout]]] = {
@@ -301,6 +327,34 @@ LAYOUTS: Final[Mapping[str, type[Layout]]] = {
     "postgres": DatabaseOnly,
     "postgres-rabbitmq": Servers,
 }
+
+
+def on_servers(database: str, broker: str) -> type[Servers]:
+    """Return the layout on servers that are there already; without a broker the database is one.
+
+    Raises DemoError for addresses that are none; neither is shown, because they may hold passwords.
+    """
+    if not _is_address(database, "postgresql", "postgres"):
+        raise DemoError(
+            "the database's address must be of the form postgresql://user:password@host:port/name"
+        )
+    os.environ["SAGA_DEMO_POSTGRES_URL"] = database
+    if broker in ("", database, "database://"):
+        return DatabaseOnly
+    if not _is_address(broker, "amqp", "amqps"):
+        raise DemoError(
+            "the broker's address must be of the form amqp://user:password@host:port/, or left out"
+        )
+    os.environ["SAGA_DEMO_RABBITMQ_URL"] = broker
+    return Servers
+
+
+def _is_address(url: str, *schemes: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme.partition("+")[0] in schemes and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # its port is no number; it may be half of a password
+        return False
 
 
 async def prepare_service(

@@ -7,15 +7,13 @@ account that nobody has, and one in ten asks for more than there ever is.
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count, takewhile
 from random import Random
-from typing import Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from examples.money_transfer import apps, transfer
 from examples.money_transfer.books import states
@@ -24,13 +22,16 @@ from examples.money_transfer.processes import DemoError
 from saga import Client, ResultTimeout, SagaCompensated, StorageBusy, StorageUnavailable
 from saga.clock import SystemClock
 
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
 OPENING_CENTS: Final = 1_000_000
 TOO_MUCH_CENTS: Final = 10**12
 SNAPSHOT_SECONDS: Final = 1.0
 RESULT: Final = timedelta(minutes=5)
 REDRIVE_SECONDS: Final = 30
 """As in production; under load a reply may take longer than the demo's two seconds."""
-BAR: Final = 30
+DRAW_SECONDS: Final = 0.2
 
 
 def opening(accounts: int) -> Opening:
@@ -117,17 +118,16 @@ class Load:
     async def _play(self, transfers: int, before: int, bar: TextIO) -> None:
         began = self._clock.monotonic()
         numbers = iter(range(transfers))
-        async with self._client() as client, asyncio.TaskGroup() as group:
-            looking = group.create_task(self._look(before))
-            drawing = group.create_task(self._draw(transfers, began, bar))
-            async with asyncio.TaskGroup() as working:
-                for _ in range(self._concurrency):
-                    working.create_task(self._work(client, numbers))
-            self.run.took = self._clock.monotonic() - began
-            looking.cancel()
-            drawing.cancel()
-        self._line(transfers, began, bar)
-        bar.write("\n" if bar.isatty() else "")
+        with _progress(bar) as progress:
+            async with self._client() as client, asyncio.TaskGroup() as group:
+                looking = group.create_task(self._look(before))
+                drawing = group.create_task(self._draw(progress, transfers, began))
+                async with asyncio.TaskGroup() as working:
+                    for _ in range(self._concurrency):
+                        working.create_task(self._work(client, numbers))
+                self.run.took = self._clock.monotonic() - began
+                looking.cancel()
+                drawing.cancel()
 
     @asynccontextmanager
     async def _client(self) -> AsyncIterator[Client]:
@@ -175,28 +175,31 @@ class Load:
             self.run.conserved += total == before
             await self._clock.sleep(SNAPSHOT_SECONDS)
 
-    # --- the bar ----------------------------------------------------------------------------------
+    async def _draw(self, progress: Progress, transfers: int, began: float) -> None:
+        bar = progress.add_task("", total=transfers, told="")
+        try:
+            while True:
+                await self._clock.sleep(DRAW_SECONDS)
+                self._move(progress, bar, began)
+        finally:
+            self._move(progress, bar, began)
 
-    async def _draw(self, transfers: int, began: float, bar: TextIO) -> None:
-        """Keep one line up to date on a terminal; elsewhere write a line every ten seconds."""
-        while True:
-            await self._clock.sleep(0.2 if bar.isatty() else 10.0)
-            self._line(transfers, began, bar)
-
-    def _line(self, transfers: int, began: float, bar: TextIO) -> None:
-        done = len(self.run.seconds)
-        rate = done / max(self._clock.monotonic() - began, 1e-9)
-        filled = "#" * (BAR * done // max(transfers, 1))
-        line = f"[{filled:<{BAR}}] {done}/{transfers}  {rate:.0f}/s"
-        if self.run.snapshots > self.run.conserved:
-            line += f"  NOT CONSERVED in {self.run.snapshots - self.run.conserved} snapshots"
-        width = shutil.get_terminal_size().columns - 1
-        bar.write(f"\r{line[:width]:<{width}}" if bar.isatty() else f"{line}\n")
-        bar.flush()
+    def _move(self, progress: Progress, bar: TaskID, began: float) -> None:
+        done, torn = len(self.run.seconds), self.run.snapshots - self.run.conserved
+        told = f"{done / max(self._clock.monotonic() - began, 1e-9):.0f}/s"
+        progress.update(
+            bar, completed=done, told=f"{told}  NOT CONSERVED in {torn} snapshots" if torn else told
+        )
 
 
-def on_servers(database: str, broker: str) -> None:
-    """Let the layout on servers use these, as `make demo` does. Raises DemoError for a half of them."""
-    if not database or not broker:
-        raise DemoError("give both --database and --broker, or neither")
-    os.environ |= {"SAGA_DEMO_POSTGRES_URL": database, "SAGA_DEMO_RABBITMQ_URL": broker}
+def _progress(file: TextIO) -> Progress:
+    """Return a bar; where the file is no terminal, its last state is one line."""
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    except ModuleNotFoundError:
+        raise DemoError(
+            "the bar is drawn by rich, which comes with saga[cli]; `make setup` installs it"
+        ) from None
+    columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}")
+    return Progress(*columns, console=Console(file=file))

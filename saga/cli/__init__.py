@@ -26,10 +26,12 @@ def build() -> typer.Typer:
     import typer
 
     from saga.cli import config, db, look, operate, processes
+    from saga.cli.errors import Program
     from saga.engine.verbs import Verb
 
     # Tracebacks made pretty show local variables, and those hold payloads and passwords.
     program = typer.Typer(
+        cls=Program,
         help="Sagas over message queues.",
         no_args_is_help=True,
         add_completion=False,

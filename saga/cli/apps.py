@@ -38,7 +38,7 @@ SagaOption = Annotated[str | None, typer.Option("--saga", help="name of the saga
 
 
 def run(place: str, work: Callable[[Client], Awaitable[T]]) -> T:
-    """Load the app, run `work` with its client, and tell an error of ours in its two lines."""
+    """Load the app, run `work` with its client, and end the program with an error of ours."""
 
     async def within(app: Any) -> T:
         async with app.as_operator() as client:
@@ -58,7 +58,5 @@ def who(actor: str) -> str:
 
 def confirm(question: str, yes: bool) -> None:
     """Ask before what cannot be taken back; without a terminal `--yes` is needed."""
-    if yes:
-        return
-    if not typer.confirm(question, err=True):
-        raise typer.Exit(1)
+    if not yes:
+        typer.confirm(question, err=True, abort=True)

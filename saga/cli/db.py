@@ -9,7 +9,9 @@ from typing import Annotated, Final, TypeVar
 import typer
 from sqlalchemy import Connection
 
+from saga.cli.apps import JsonOption
 from saga.cli.errors import FINDING, told
+from saga.cli.output import document
 from saga.clock import SystemClock, SystemIds, TaskSpawner
 from saga.errors import ConfigurationError
 from saga.storage.sqlalchemy import schema as schemas
@@ -36,7 +38,7 @@ SchemaOption = Annotated[
 
 
 @commands.command()
-def upgrade(database: DatabaseOption, schema: SchemaOption = None) -> None:
+def upgrade(database: DatabaseOption, schema: SchemaOption = None, as_json: JsonOption = False) -> None:
     """Bring the database to this release, before its processes start; dropped indexes come back."""
 
     def bring_up(connection: Connection) -> list[str]:
@@ -45,16 +47,17 @@ def upgrade(database: DatabaseOption, schema: SchemaOption = None) -> None:
         return schemas.check(connection, schema=schema)
 
     with told():
-        _report(_run(database, schema, bring_up), "the database is up to date")
+        _report(_run(database, schema, bring_up), "the database is up to date", as_json)
 
 
 @commands.command()
-def check(database: DatabaseOption, schema: SchemaOption = None) -> None:
+def check(database: DatabaseOption, schema: SchemaOption = None, as_json: JsonOption = False) -> None:
     """List what differs from this release; exit with 1 if something does."""
     with told():
         _report(
             _run(database, schema, lambda connection: schemas.check(connection, schema=schema)),
             "the database fits this release",
+            as_json,
         )
 
 
@@ -84,12 +87,14 @@ def sql(
         typer.echo(schemas.printable_sql(name, schema=schema), nl=False)
 
 
-def _report(differences: list[str], good: str) -> None:
-    for line in differences:
-        typer.echo(line)
+def _report(differences: list[str], good: str, as_json: bool) -> None:
+    if as_json:
+        document({"differences": differences})
+    else:
+        for line in differences or [good]:
+            typer.echo(line)
     if differences:
         raise typer.Exit(FINDING)
-    typer.echo(good)
 
 
 def _run(url: str, schema: str | None, function: Callable[[Connection], T]) -> T:

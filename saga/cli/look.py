@@ -252,7 +252,14 @@ def redrive(
     fingerprint: FingerprintOption = None,
     all_of_them: Annotated[bool, typer.Option("--all", help="every one that matches")] = False,
     body: Annotated[
-        Path | None, typer.Option("--body", help="send what this file holds instead", show_default=False)
+        Path | None,
+        typer.Option(
+            "--body",
+            exists=True,
+            dir_okay=False,
+            help="send what this file holds instead",
+            show_default=False,
+        ),
     ] = None,
     yes: YesOption = False,
     as_json: JsonOption = False,

@@ -16,7 +16,7 @@ from uuid import UUID
 import typer
 
 from saga.cli.apps import ActorOption, AppOption, JsonOption, SagaOption, YesOption, confirm, run, who
-from saga.cli.errors import FINDING
+from saga.cli.errors import FINDING, described
 from saga.cli.look import FingerprintOption, PrefixOption, StateOption, StepOption, filter_of
 from saga.cli.output import document, say, table, visible
 from saga.client import Client
@@ -63,7 +63,12 @@ def start(
 def _read(input: str) -> bytes:
     if input == "-":
         return sys.stdin.buffer.read()
-    return Path(input[1:]).read_bytes() if input.startswith("@") else input.encode()
+    if not input.startswith("@"):
+        return input.encode()
+    try:
+        return Path(input[1:]).read_bytes()
+    except OSError as error:
+        raise typer.BadParameter(f"{visible(input[1:])!r}: {error.strerror}", param_hint="JSON") from None
 
 
 HELP: Final = {
@@ -218,12 +223,11 @@ def _rows(ordered: Sequence[Ordered]) -> tuple[Sequence[str], list[Sequence[obje
 
 
 def _plain(each: Ordered) -> dict[str, Any]:
-    error = None if each.error is None else {"code": each.error.code, "text": each.error.text}
     return {
         "run_id": each.run_id,
         "saga": each.saga,
         "id": each.id,
         "outcome": each.outcome,
         "moved": each.moved,
-        "error": error,
+        "error": None if each.error is None else described(each.error),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import subprocess
@@ -42,6 +43,16 @@ def test_check_upgrade_check(stack: str, url: str) -> None:
     assert saga("db", "upgrade", "--database", url) == (0, "the database is up to date\n")
     assert saga("db", "upgrade", "--database", url) == (0, "the database is up to date\n")
     assert saga("db", "check", "--database", url) == (0, "the database fits this release\n")
+
+
+@pytest.mark.feature("H-01")
+@pytest.mark.stack("sqlite")
+def test_differences_are_a_document_with_json(sqlite_url: str) -> None:
+    status, output = saga("db", "check", "--database", sqlite_url, "--json")
+    assert (status, "table saga_instance is missing" in json.loads(output)["differences"]) == (1, True)
+    assert saga("db", "upgrade", "--database", sqlite_url, "--json")[0] == 0
+    status, output = saga("db", "check", "--database", sqlite_url, "--json")
+    assert (status, json.loads(output)) == (0, {"differences": []})
 
 
 @pytest.mark.feature("G-09")

@@ -106,7 +106,7 @@ def test_a_command_prints_its_golden_file(database: str, name: str, form: str) -
         golden.write_text(stable(got))
     assert stable(got) == golden.read_text()
     assert got_status == status
-    if form == "json" and status == 0:
+    if form == "json":
         json.loads(got)
     assert "canary" not in got, "no payload without --payloads"
     assert "\x1b" not in got
@@ -153,6 +153,40 @@ def test_a_destructive_verb_asks_and_no_is_no(database: str, verb: str) -> None:
 )
 def test_wrong_usage_is_status_2(database: str, arguments: tuple[str, ...]) -> None:
     assert run(*arguments)[0] == 2
+
+
+@pytest.mark.feature("H-01")
+@pytest.mark.parametrize(
+    ("arguments", "status", "code", "kind"),
+    [
+        (("list", "--nothing"), 2, "usage", "NoSuchOption"),
+        (("nothing",), 2, "usage", "UsageError"),
+        (("list", "--below", "no-uuid"), 2, "usage", "BadParameter"),
+        (("list", "--app", "no_module:app"), 2, "usage", "BadParameter"),
+        (("start", "purchase", "@no-file"), 2, "usage", "BadParameter"),
+        (("show", "nobody"), 1, "SG307", "SagaNotFound"),
+        (("start", "nothing", "{}"), 1, "SG104", "UnknownSaga"),
+        (("db", "check", "--database", "mysql://u:canary@h/x"), 2, "SG201", "ConfigurationError"),
+    ],
+    ids=lambda each: " ".join(each) if isinstance(each, tuple) else None,
+)
+def test_with_json_a_failure_is_one_object_on_standard_error(
+    database: str, arguments: tuple[str, ...], status: int, code: str, kind: str
+) -> None:
+    result = CliRunner().invoke(build(), [*arguments, "--json"])
+    error = json.loads(result.stderr)["error"]
+    assert (result.exit_code, result.stdout) == (status, "")
+    assert (error["code"], error["class"]) == (code, kind)
+    assert error["text"]
+    assert "canary" not in result.stderr
+
+
+@pytest.mark.feature("H-01")
+def test_a_verb_that_is_not_confirmed_says_so_in_json_too(database: str) -> None:
+    result = CliRunner().invoke(build(), ["abandon", "stuck", "--reason", "test", "--json"], input="n\n")
+    question, _, document = result.stderr.partition("{")
+    assert (result.exit_code, "abandon purchase stuck?" in question) == (1, True)
+    assert json.loads("{" + document)["error"]["code"] == "aborted"
 
 
 @pytest.mark.feature("H-01")

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from saga.engine.effects import IncidentKind
+
 ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.stack("sqlite")
@@ -18,22 +20,31 @@ pytestmark = pytest.mark.stack("sqlite")
 @pytest.mark.parametrize(
     ("page", "program", "others"),
     [
-        ("getting-started", "shop", ["production"]),
-        ("compensation", "trip", []),
-        ("events", "orders", []),
+        ("getting-started", "shop", {"production"}),
+        ("production", "try_it", {"warehouse", "shop", "services"}),
+        ("compensation", "trip", set()),
+        ("effects", "shop", set()),
+        ("events", "orders", set()),
     ],
 )
-def test_the_examples_of_a_page_run(page: str, program: str, others: list[str], tmp_path: Path) -> None:
+def test_the_examples_of_a_page_run(page: str, program: str, others: set[str], tmp_path: Path) -> None:
     text = (ROOT / "docs" / f"{page}.md").read_text()
     blocks = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", text, re.DOTALL))
-    assert list(blocks) == [program, *others]
+    assert set(blocks) == {program, *others}
     assert len(blocks) == text.count("```python"), "a block without the name of its file"
     for name, code in blocks.items():
         (tmp_path / f"{name}.py").write_text(code)
     (said,) = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
     assert run(tmp_path, f"{program}.py") == said
-    for name in others:
-        assert run(tmp_path, "-c", f"import {name}") == ""
+    if others:
+        assert run(tmp_path, "-c", f"import {', '.join(sorted(others))}") == ""
+
+
+def test_every_kind_of_incident_stands_in_the_table_with_what_to_do() -> None:
+    rows = re.findall(
+        r"^\| `(\w+)` \| .+ \| .+ \|$", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE
+    )
+    assert set(IncidentKind) <= set(rows)
 
 
 def run(folder: Path, *arguments: str) -> str:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import aio_pika
 import pytest
+from aio_pika.exceptions import ChannelNotFoundEntity
 
 from devservices import Postgres, RabbitMq
+from examples.money_transfer.__main__ import main
+from examples.money_transfer.apps import SCHEMAS
 from examples.money_transfer.scenarios import SCENARIOS
+from saga.messages import commands_channel, parking_channel, replies_channel
 
 ROOT = Path(__file__).parents[2]
 SECONDS_MAX = 300
@@ -102,6 +111,78 @@ def test_money_is_conserved_at_rest_with_a_database_for_every_service(servers: d
     assert (demo.status, demo.failed) == (0, set()), demo.text
     assert demo.good == demo.of == 2
     assert demo.before == demo.after > 0
+
+
+@pytest.fixture
+def owner(postgres_server: Postgres) -> Iterator[str]:
+    """The address of the server as somebody who is no superuser, and may make databases and roles."""
+    name, password = postgres_server.create_role()
+    postgres_server.execute(f"ALTER ROLE {name} CREATEDB CREATEROLE")
+    yield postgres_server.database_url("postgres", role=name, password=password).replace("+asyncpg", "")
+    postgres_server.drop_role(name)
+
+
+@pytest.mark.slow
+@pytest.mark.feature("I-11")
+@pytest.mark.parametrize("form", ["a broker", "no broker", "the database as broker"])
+def test_demo_on_given_servers_leaves_nothing_behind_and_tells_no_password(
+    form: str, owner: str, postgres_server: Postgres, request: pytest.FixtureRequest
+) -> None:
+    rabbitmq: RabbitMq | None = request.getfixturevalue("rabbitmq_server") if form == "a broker" else None
+    broker = rabbitmq.url if rabbitmq else owner if form == "the database as broker" else ""
+    chosen = ["success", "lost reply"] if rabbitmq else ["unknown target"]
+    arguments = [word for name in chosen for word in ("--scenario", name)]
+    demo = Demo(*arguments, DEMO_ON_DATABASE=owner, DEMO_ON_BROKER=broker)
+    assert (demo.status, demo.failed) == (0, set()), demo.text
+    assert demo.good == demo.of == len(chosen)
+    assert str(urlsplit(owner).password) not in demo.text
+    (name,) = set(re.findall(r"saga_demo_\w+", demo.text))
+    made = "SELECT datname FROM pg_database UNION ALL SELECT rolname FROM pg_roles"
+    assert not [row for row in postgres_server.execute(made)[0] if row[0].startswith(name)]
+    if rabbitmq:
+        namespace = name.replace("saga_demo_", "demo-")
+        assert f"saga.{namespace}.*" in demo.text
+        queues = [replies_channel(namespace), *(commands_channel(namespace, each) for each in SCHEMAS)]
+        assert not asyncio.run(there(rabbitmq.url, [*queues, *map(parking_channel, queues)]))
+
+
+async def there(url: str, queues: Sequence[str]) -> list[str]:
+    """Return those of the queues that exist."""
+    found = []
+    async with await aio_pika.connect(url, timeout=10) as connection:
+        for name in queues:
+            channel = await connection.channel()  # asking for one that is missing closes the channel
+            with suppress(ChannelNotFoundEntity):
+                await channel.declare_queue(name, passive=True, timeout=10)
+                found.append(name)
+    return found
+
+
+@pytest.mark.feature("I-11")
+@pytest.mark.stack("pure")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--broker", "amqp://u:canary@h/"], "the database's address must be of the form postgresql://"),
+        (["--database", "mysql://u:canary@h/x"], "the database's address must be of the form postgresql://"),
+        (["--database", "postgresql://u:p/canary@h/x"], "the database's address must be of the form"),
+        (
+            ["--database", "postgresql://u:canary@h/x", "--broker", "kafka://u:canary@h"],
+            "the broker's address",
+        ),
+        (["--database", "postgresql://u:canary@127.0.0.1:1/x"], "PostgreSQL does not answer"),
+    ],
+)
+def test_servers_that_cannot_be_used_end_the_demo_with_2_and_no_password(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr("examples.money_transfer.__main__.signal.signal", lambda *_: None)
+    assert main(["demo", *arguments]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("demo: ")
+    assert said in told
+    assert "canary" not in told
 
 
 @pytest.mark.slow

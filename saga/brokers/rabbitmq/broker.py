@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import urlsplit
 
 from saga.brokers.base import (
     Capabilities,
@@ -66,6 +67,7 @@ class RabbitMQBroker:
         self._spawner = spawner or TaskSpawner()
         self._options = options or RabbitMQOptions()
         self._publisher = Publisher(clock=self._clock, ids=self._ids, options=self._options)
+        self._place = _place(url)
         self._publishing = self._make_keeper(url, "publish")
         self._consuming = self._make_keeper(url, "consume")
         self._consumers: dict[RabbitMQConsumer, None] = {}
@@ -122,7 +124,7 @@ class RabbitMQBroker:
         for keeper in (self._publishing, self._consuming):
             if await keeper.wait_up(max(0.0, deadline - self._clock.monotonic())) is None:
                 await self._end_connections()
-                raise BrokerUnavailable(f"RabbitMQ cannot be reached: {keeper.last_error or 'no answer'}")
+                raise self._unreachable(keeper)
 
     async def declare(self, channels: Sequence[Channel]) -> None:
         named = {channel.name: channel for channel in channels}
@@ -204,10 +206,13 @@ class RabbitMQBroker:
         self._refuse_if_closed()
         link = await self._consuming.wait_up(_ANSWER_SECONDS_MAX)
         if link is None:
-            raise BrokerUnavailable(
-                f"RabbitMQ cannot be reached: {self._consuming.last_error or 'no answer'}"
-            )
+            raise self._unreachable(self._consuming)
         return link
+
+    def _unreachable(self, keeper: Keeper) -> BrokerUnavailable:
+        return BrokerUnavailable(
+            f"RabbitMQ at {self._place} was not reached: {keeper.last_error or 'no answer'}."
+        )
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
@@ -232,3 +237,14 @@ class RabbitMQBroker:
 
 async def _nothing_to_set_up(link: Link) -> None:
     """The consuming side has nothing in common: each consumer opens a channel of its own."""
+
+
+def _place(url: str) -> str:
+    """Return where the broker is, for people: host and port, never who logs in."""
+    parts = urlsplit(url)
+    try:
+        return f"{parts.hostname}:{parts.port or (5671 if parts.scheme == 'amqps' else 5672)}"
+    except ValueError:  # what it says may be half of a password
+        raise ConfigurationError(
+            "the port of the RabbitMQ URL is no number; is its password quoted?"
+        ) from None

@@ -24,7 +24,15 @@ from saga.clock import Clock, Ids, Spawner
 from saga.errors import ConfigurationError, MissingExtra, StorageBusy, StorageUnavailable
 from saga.failpoints import failpoint
 from saga.storage.sqlalchemy import quiet
-from saga.storage.sqlalchemy.failures import REFUSED_STATES, Failure, classify, describe, sqlstate
+from saga.storage.sqlalchemy.failures import (
+    REFUSED_STATES,
+    UNUSABLE_SQLITE,
+    Failure,
+    classify,
+    describe,
+    sqlite_name,
+    sqlstate,
+)
 
 T = TypeVar("T")
 log: Final[logging.Logger] = logging.getLogger("saga.storage")
@@ -145,6 +153,13 @@ class Database:
             },
         )
 
+    @property
+    def place(self) -> str:
+        """Where the database is, for people: host, port and name, or the file; never who logs in."""
+        if self.writer is not None:
+            return str(self.url.database)
+        return f"{self.url.host or 'the local socket'}:{self.url.port or 5432}/{self.url.database or ''}"
+
     async def ping(self) -> bool:
         """Return True once the server answered one statement."""
         await self.run(lambda connection: connection.exec_driver_sql("SELECT 1").scalar_one(), single=True)
@@ -179,10 +194,12 @@ class Database:
         except BaseException as error:
             match classify(error):
                 case Failure.FATAL:
-                    _raise_refusal(error)
+                    self._raise_refusal(error)
                     raise
                 case Failure.LOST if once:
-                    raise StorageUnavailable(f"The connection is lost: {describe(error)}.") from None
+                    raise StorageUnavailable(
+                        f"The connection to {self.place} is lost: {describe(error)}."
+                    ) from None
             log.info("transaction runs again after %s", describe(error))
         return await self._again(attempt, deadline, (Failure.BUSY,) if once else (Failure.BUSY, Failure.LOST))
 
@@ -208,10 +225,23 @@ class Database:
                 case Failure.BUSY:
                     raise StorageBusy(f"Refused several times in a row: {describe(error)}.") from None
                 case Failure.LOST:
-                    raise StorageUnavailable(f"Not reached in several tries: {describe(error)}.") from None
+                    raise StorageUnavailable(
+                        f"The database at {self.place} was not reached: {describe(error)}."
+                    ) from None
                 case Failure.FATAL:
-                    _raise_refusal(error)
+                    self._raise_refusal(error)
                     raise
+
+    def _raise_refusal(self, error: BaseException) -> None:
+        """Say what an operator must see to: nothing here changes it by trying again."""
+        if sqlstate(error).startswith(REFUSED_STATES):
+            raise ConfigurationError(
+                f"The database at {self.place} refuses the log-in: {describe(error)}."
+            ) from None
+        if sqlite_name(error).startswith(UNUSABLE_SQLITE):
+            raise ConfigurationError(
+                f"The file {self.place} cannot be opened as a database: {describe(error)}."
+            ) from None
 
     async def _try(
         self, function: Callable[[Connection], T], lost_commit: str, single: bool, reads: bool, seconds: float
@@ -290,12 +320,6 @@ def _begin_and_commit(connection: Connection, function: Callable[[Connection], T
             transaction.rollback()
         raise
     return result
-
-
-def _raise_refusal(error: BaseException) -> None:
-    state = sqlstate(error)
-    if state.startswith(REFUSED_STATES):
-        raise ConfigurationError(f"The database refuses the log-in: {describe(error)}.") from None
 
 
 def _queue_writers(engine: AsyncEngine, writer: asyncio.Lock) -> None:

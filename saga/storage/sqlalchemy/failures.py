@@ -25,6 +25,7 @@ LOST_STATES: Final = frozenset({"57P01", "57P02", "57P03", "53300"})
 REFUSED_STATES: Final = ("28", "3D")
 """Classes of states of a refused log-in: user, password, database. An operator must act."""
 BUSY_SQLITE: Final = ("SQLITE_BUSY", "SQLITE_LOCKED")
+UNUSABLE_SQLITE: Final = ("SQLITE_CANTOPEN", "SQLITE_NOTADB")
 
 
 def classify(error: BaseException) -> Failure:
@@ -33,7 +34,7 @@ def classify(error: BaseException) -> Failure:
         if error.connection_invalidated:
             return Failure.LOST
         state = sqlstate(error)
-        if state in BUSY_STATES or _sqlite_name(error).startswith(BUSY_SQLITE):
+        if state in BUSY_STATES or sqlite_name(error).startswith(BUSY_SQLITE):
             return Failure.BUSY
         if state in LOST_STATES or state.startswith("08"):
             return Failure.LOST
@@ -51,7 +52,7 @@ def describe(error: BaseException) -> str:
     """Return what may be logged of an error: class, SQLSTATE and constraint; never its text (SQL-9)."""
     cause = getattr(error, "orig", None) or error
     constraint = getattr(cause, "constraint_name", None) or getattr(cause.__cause__, "constraint_name", None)
-    parts = [type(cause).__name__, sqlstate(error) or _sqlite_name(error), str(constraint or "")]
+    parts = [type(cause).__name__, sqlstate(error) or sqlite_name(error), str(constraint or "")]
     return " ".join(filter(None, parts))
 
 
@@ -65,6 +66,7 @@ def sqlstate(error: BaseException) -> str:
     return ""
 
 
-def _sqlite_name(error: BaseException) -> str:
+def sqlite_name(error: BaseException) -> str:
+    """Return SQLite's name of a driver's error, empty where it has none."""
     cause = getattr(error, "orig", None)
     return str(getattr(cause, "sqlite_errorname", ""))

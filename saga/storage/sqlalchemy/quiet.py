@@ -5,12 +5,15 @@ SQLAlchemy's `hide_parameters` does not reach it, and handlers' statements go th
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import aiosqlite
+
+THREAD_SECONDS_MAX: Final = 5.0
 
 
 class _Call:
@@ -31,6 +34,14 @@ class _Call:
 
 class QuietConnection(aiosqlite.Connection):
     """An aiosqlite connection that logs which function is called, and not with what."""
+
+    async def _connect(self) -> aiosqlite.Connection:
+        try:
+            return await super()._connect()
+        except Exception:
+            # the driver tells its thread to end and does not wait: it would answer a loop that may be closed by then
+            await asyncio.to_thread(self._thread.join, THREAD_SECONDS_MAX)
+            raise
 
     async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         call = _Call(fn, partial(fn, *args, **kwargs))

@@ -1,0 +1,137 @@
+"""A process that cannot start says within 15 s what it cannot reach, without its password, and exits with status 1."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import pytest
+
+ROOT: Final = Path(__file__).parents[2]
+SECONDS_MAX: Final = 15.0
+SECRET: Final = "s3cr3t-canary"
+
+APP: Final = """
+import os
+from datetime import timedelta
+
+from saga import App, Participant, Saga
+
+bank = Participant("bank", start_to_close=timedelta(seconds=5))
+
+
+@bank.activity(no_compensation="it does nothing")
+async def wait(seconds: int) -> None: ...
+
+
+waiting = Saga("waiting", int).step(wait)
+app = App(os.environ["START_DATABASE"], broker=os.environ["START_BROKER"], sagas=[waiting], participants=[bank])
+"""
+
+pytestmark = [pytest.mark.feature("H-01")]
+
+
+@pytest.fixture
+def closed() -> Iterator[str]:
+    """Host and port at which nobody listens."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # bound and never listening, so that nobody else gets it
+        yield f"127.0.0.1:{held.getsockname()[1]}"
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """Host and port at which connections are taken and nothing is ever said."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def fails(folder: Path, role: str, database: str, broker: str) -> str:
+    """Start a process that is to fail in time; return what it said, in one line."""
+    (folder / "service.py").write_text(APP)
+    began = time.monotonic()
+    process = subprocess.run(
+        [sys.executable, "-m", "saga.cli", role, "service:app"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "START_DATABASE": database, "START_BROKER": broker},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert time.monotonic() - began < SECONDS_MAX
+    said = process.stdout + process.stderr
+    assert process.returncode == 1, said
+    assert SECRET not in said
+    assert "Traceback" not in said
+    return " ".join(said.split())
+
+
+@pytest.mark.stack("sqlite", "postgres-rabbitmq", "postgres")
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("role", "what", "how"),
+    [
+        ("coordinator", "database", "closed"),
+        ("participant", "database", "closed"),
+        ("coordinator", "broker", "closed"),
+        ("participant", "broker", "closed"),
+        ("participant", "database as broker", "closed"),
+        # each of these takes its ten seconds
+        ("coordinator", "database", "silent"),
+        ("participant", "broker", "silent"),
+        ("participant", "database as broker", "silent"),
+    ],
+)
+def test_what_cannot_be_reached_is_named(
+    role: str, what: str, how: str, sqlite_url: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    place: str = request.getfixturevalue(how)
+    address = f"postgresql://saga:{SECRET}@{place}/shop"
+    database, broker, said = {
+        "database": (address, "database://", f"StorageUnavailable [SG501] The database at {place}/shop"),
+        "broker": (
+            sqlite_url,
+            f"amqp://saga:{SECRET}@{place}/",
+            f"BrokerUnavailable [SG503] RabbitMQ at {place}",
+        ),
+        "database as broker": (
+            sqlite_url,
+            address,
+            f"BrokerUnavailable [SG503] The database at {place}/shop",
+        ),
+    }[what]
+    assert f"saga: {said} was not reached: " in fails(tmp_path, role, database, broker)
+
+
+@pytest.mark.stack("sqlite")
+@pytest.mark.parametrize("role", ["coordinator", "participant"])
+def test_a_file_that_cannot_be_opened_is_named(role: str, tmp_path: Path) -> None:
+    file = tmp_path / "nowhere" / "saga.db"
+    said = fails(tmp_path, role, f"sqlite:///{file}", "memory://")
+    assert f"saga: ConfigurationError [SG201] The file {file} cannot be opened as a database: " in said
+
+
+@pytest.mark.stack("postgres")
+@pytest.mark.parametrize("role", ["coordinator", "participant"])
+def test_a_database_without_our_tables_says_how_they_get_there(
+    role: str, postgres_url: str, tmp_path: Path
+) -> None:
+    said = fails(tmp_path, role, postgres_url, "database://")
+    assert "saga: SchemaMismatch [SG204]" in said
+    assert "saga db upgrade" in said
+
+
+@pytest.mark.stack("postgres-rabbitmq")
+@pytest.mark.parametrize("role", ["coordinator", "participant"])
+def test_a_refused_log_in_is_named(role: str, rabbitmq_url: str, sqlite_url: str, tmp_path: Path) -> None:
+    parts = urlsplit(rabbitmq_url)
+    said = fails(tmp_path, role, sqlite_url, f"amqp://nobody:{SECRET}@{parts.hostname}:{parts.port}/")
+    assert f"BrokerUnavailable [SG503] RabbitMQ at {parts.hostname}:{parts.port}" in said
