@@ -1,4 +1,4 @@
-"""The fixture `stack`: a prepared database and a broker, per stack; `real_broker` makes that broker RabbitMQ."""
+"""The fixture `stack`: a prepared database and a broker, per stack; `real_broker` makes RabbitMQ of one in the process."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from saga.clock import SystemClock, SystemIds, TaskSpawner
 from saga.storage.sqlalchemy import schema
 from saga.storage.sqlalchemy.database import Database
 from tests.coordinator.harness import Stack
+from tests.features_due import POSTGRES_RABBITMQ
+from tests.stacks import in_file
 
 PREPARED = "saga-coordinator-tests"
 
@@ -61,9 +63,9 @@ def postgres_database(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(params=["sqlite", "postgres-rabbitmq"])
 async def stack(request: pytest.FixtureRequest) -> AsyncIterator[Stack]:
-    """What a test runs on. Where only SQL matters, the broker in front of PostgreSQL is the in-process one."""
+    """What a test runs on. Where only SQL matters, `postgres-rabbitmq` is PostgreSQL with the in-process broker."""
     name = str(request.param)
-    url = request.getfixturevalue("sqlite_file" if name == "sqlite" else "postgres_database")
+    url = request.getfixturevalue("sqlite_file" if in_file(name) else "postgres_database")
     made = Stack(name, url, f"c{SystemIds().uuid7().hex[:20]}")
     yield made
     await made.close()
@@ -75,7 +77,7 @@ async def stack(request: pytest.FixtureRequest) -> AsyncIterator[Stack]:
 @pytest.fixture
 def real_broker(stack: Stack, request: pytest.FixtureRequest) -> None:
     """On the stack `postgres-rabbitmq` the broker is RabbitMQ."""
-    if stack.name != "sqlite":
+    if stack.name == POSTGRES_RABBITMQ:
         stack.rabbitmq_url = request.getfixturevalue("rabbitmq_url")
 
 
