@@ -1,4 +1,4 @@
-"""The fixture `stack`: a prepared database and a broker, per stack; `real_broker` makes RabbitMQ of one in the process."""
+"""The fixture `stack`: a prepared database and a broker, per stack; `real_broker` asks for RabbitMQ where it stands."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ async def stack(request: pytest.FixtureRequest) -> AsyncIterator[Stack]:
 
 @pytest.fixture
 def real_broker(stack: Stack, request: pytest.FixtureRequest) -> None:
-    """On the stack `postgres-rabbitmq` the broker is RabbitMQ."""
+    """On the stack `postgres-rabbitmq` the broker is RabbitMQ, not one in the process."""
     if stack.name == POSTGRES_RABBITMQ:
         stack.rabbitmq_url = request.getfixturevalue("rabbitmq_url")
 

@@ -493,9 +493,7 @@ class Recent(RecentInstances):
 class Store(SqlCoordinatorStore):
     """The real store; it keeps what each batch cost, and tells the test before and after each one."""
 
-    def __init__(
-        self, database: Database, namespace: str, recent: RecentInstances, *, queued: bool
-    ) -> None:
+    def __init__(self, database: Database, namespace: str, recent: RecentInstances, *, queued: bool) -> None:
         super().__init__(database, namespace, recent, queued=queued)
         self.recent = recent
         self.batches: list[Batch] = []

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from functools import partial
 
 import pytest
 
+from saga.client import Handle
 from saga.errors import PastPivot, SagaCompensated
 from saga.retry import RetryPolicy
 from saga.storage.base import Changes
@@ -14,6 +16,7 @@ from saga.storage.sqlalchemy import tables as t
 from tests.coordinator.harness import (
     COMMAND_LOST,
     DONE,
+    HELD,
     PATIENCE,
     REPLY_LOST,
     TWICE,
@@ -149,6 +152,52 @@ async def test_a_step_in_doubt_that_never_ran_has_nothing_to_undo(stack: Stack) 
     await stack.ended([handle], step=10)
     assert (await handle.describe()).plan == (("s2", "nothing_to_undo"), ("s1", "compensated"))
     assert participant.effects("x") == ["s1", "undo s1"]
+
+
+HOUR = timedelta(hours=1)
+CANCELLED = sequence(2, name="cancelled", start_to_close=HOUR)
+LATE = sequence(2, name="late", start_to_close=HOUR, deadline=timedelta(minutes=1))
+UNDOING, UNDONE = 2, 3
+"""Commits after the start and the stop: the action's answer, with which the undo is sent; the undo's answer."""
+
+
+@every_stack
+@pytest.mark.usefixtures("real_broker")
+@pytest.mark.feature("E-07", acceptance=True)
+async def test_what_was_stopped_is_undone_once_and_never_while_its_action_runs(
+    stack: Stack, faults: Faults
+) -> None:
+    """E-07: cancelled, or past its deadline, while the action runs; coordinators die at the commits of the way back."""
+    faults.declare("killed")
+    participant = await stack.participant({"s1": [HELD]})
+    for window, number in (("before", UNDOING), ("after", UNDOING), ("before", UNDONE)):
+        node = await stack.node(CANCELLED, LATE, redrive=HOUR)
+        crash(node, window, number)
+        handles = [
+            await node.client.start(saga, Order(), id=f"{saga.name} {window} {number}")
+            for saga in (CANCELLED, LATE)
+        ]
+        await participant.wait_held(2)
+        await node.client.cancel(handles[0].run_id, actor="me", reason="asked for")
+        await stack.pass_time(61)
+        for handle in handles:
+            await stack.until(partial(stopped, handle))
+        assert not any(
+            known.startswith("undo") for handle in handles for known in participant.effects(handle.id)
+        )
+        participant.release()
+        await stack.until(node.dead)
+        faults.fired("killed")
+
+        following = await stack.node(CANCELLED, LATE, redrive=HOUR)
+        assert set((await stack.ended(handles, step=3)).values()) == {"compensated"}
+        for handle in handles:
+            assert participant.effects(handle.id) == ["s1", "undo s1"]
+        await following.stop()
+
+
+async def stopped(handle: Handle[None]) -> bool:
+    return len((await handle.describe()).history) == UNDOING
 
 
 PIVOTED = sequence(

@@ -252,7 +252,10 @@ async def test_a_delayed_event_is_sent_or_revoked_and_never_both(place: Place, f
     faults.declare("revoked in time", "revoked too late")
     draw, count = random.Random(4711), 200
     ids: dict[int, UUID] = {}
-    async with AsyncSession(place.engine) as session, session.begin():  # one commit: it is no test of the disk
+    async with (
+        AsyncSession(place.engine) as session,
+        session.begin(),
+    ):  # one commit: it is no test of the disk
         for number in range(count):
             delay = timedelta(milliseconds=draw.randrange(1, 1_500))
             ids[number] = await place.app.outbox.publish(
