@@ -69,6 +69,7 @@ from saga.storage.sqlalchemy.parking import SqlParkingStore
 from saga.storage.sqlalchemy.recent import Known, RecentInstances
 from saga.testing.clock import VirtualClock
 from saga.testing.processes import DURABLE, MortalSpawner
+from tests.plugins.canary import CANARY
 from tests.stacks import in_file, in_queue
 
 T = TypeVar("T")
@@ -84,10 +85,12 @@ QUEUE = DatabaseOptions(visibility_seconds=1.0, poll_seconds=0.1)
 class Order(BaseModel):
     account: str = "a"
     amount: int = 1
+    note: str = CANARY
 
 
 class Receipt(BaseModel):
     reference: str = "r"
+    note: str = CANARY
 
 
 # --- time ---------------------------------------------------------------------------------------------------------
@@ -228,7 +231,7 @@ COMMAND_LOST = Act(reached=False)
 
 
 def refuse(code: str = "no", **how: Any) -> Act:
-    return Act("refused", {"code": code, "details": None}, **how)
+    return Act("refused", {"code": code, "details": {"note": CANARY}}, **how)
 
 
 def fail(error: str = "Oops", *, retryable: bool = True, **how: Any) -> Act:
@@ -379,7 +382,7 @@ class Scripted:
                 self._barrier[key] = ("refused", act.data)
             return "refused", act.data
         self.ledger.append((command.sagaid, command.step, "forward"))
-        data = act.data or {"output": {"reference": f"{command.step}-1"}, "undo": None}
+        data = act.data or {"output": {"reference": f"{command.step}-1", "note": CANARY}, "undo": None}
         return self._barrier.setdefault(key, ("done", data))
 
     def reply(self, command: Command, outcome: str, data: Any, *, attempt: int | None = None) -> bytes:

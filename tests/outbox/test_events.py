@@ -30,6 +30,7 @@ from saga.clock import SystemClock
 from saga.outbox.relay import waves
 from saga.storage.base import StoredRow
 from saga.storage.sqlalchemy.database import async_url
+from tests.plugins.canary import CANARY
 from tests.plugins.features import Faults
 from tests.stacks import broker_of, every_stack
 
@@ -38,7 +39,7 @@ clock = SystemClock()
 
 class OrderPlaced(BaseModel):
     number: int
-    note: str = ""
+    note: str = CANARY
 
 
 class Place:
@@ -119,7 +120,7 @@ async def test_an_event_is_a_cloud_event_of_its_own(place: Place) -> None:
         "o-7",
         "north",
     )
-    assert seen["data"] == {"number": 1, "note": ""}
+    assert seen["data"] == {"number": 1, "note": CANARY}
     assert datetime.fromisoformat(seen["time"]).tzinfo is not None
 
 
