@@ -15,12 +15,16 @@ from devservices import Postgres
 from saga import failpoints
 from saga.clock import SystemClock, SystemIds, TaskSpawner
 from saga.storage.sqlalchemy import schema
+from saga.storage.sqlalchemy import tables as t
 from saga.storage.sqlalchemy.database import Database
 from tests.coordinator.harness import Stack
 from tests.features_due import POSTGRES_RABBITMQ
+from tests.plugins.canary import watch_of
 from tests.stacks import in_file
 
 PREPARED = "saga-coordinator-tests"
+TOLD = (t.incident, t.history, t.audit, t.stale_reply)
+"""What is shown to people who may not see payloads."""
 
 
 def prepare(url: str) -> None:
@@ -68,6 +72,8 @@ async def stack(request: pytest.FixtureRequest) -> AsyncIterator[Stack]:
     url = request.getfixturevalue("sqlite_file" if in_file(name) else "postgres_database")
     made = Stack(name, url, f"c{SystemIds().uuid7().hex[:20]}")
     yield made
+    for table in TOLD:
+        watch_of(request.config).check(table.name, await made.rows(table.select()))
     await made.close()
     failpoints.disarm()
     if made.rabbitmq_url is not None:

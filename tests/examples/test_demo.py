@@ -12,6 +12,7 @@ import pytest
 
 from devservices import Postgres, RabbitMq
 from examples.money_transfer.scenarios import SCENARIOS
+from tests.plugins.canary import CANARY
 
 ROOT = Path(__file__).parents[2]
 SECONDS_MAX = 300
@@ -33,6 +34,7 @@ class Demo:
         )
         self.status = ran.returncode
         self.text = ran.stdout + ran.stderr
+        assert CANARY not in self.text, "the password of an address"
         self.last_line = ran.stdout.rstrip().rpartition("\n")[2]
         found = LAST_LINE.fullmatch(self.last_line)
         assert found is not None, self.text

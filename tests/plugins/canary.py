@@ -49,10 +49,15 @@ class Canary(logging.Handler):
 _CANARY: Final = pytest.StashKey[Canary]()
 
 
+def watch_of(config: pytest.Config) -> Canary:
+    """Return the watch of this run, for a fixture that shows it what a test has left."""
+    return config.stash[_CANARY]
+
+
 @pytest.fixture
 def canary(request: pytest.FixtureRequest) -> Iterator[Canary]:
     """The watch of this run, with every logger at DEBUG; the test fails if the word is found anywhere."""
-    watch = request.config.stash[_CANARY]
+    watch = watch_of(request.config)
     before = watch.records
     logging.getLogger(DRIVER).setLevel(logging.NOTSET)
     yield watch
