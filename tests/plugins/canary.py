@@ -26,6 +26,7 @@ class Canary(logging.Handler):
         super().__init__()
         self.hits: list[str] = []
         self.records = 0
+        self.level_before = logging.getLogger().level
 
     def emit(self, record: logging.LogRecord) -> None:
         self.records += 1
@@ -83,8 +84,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     root = logging.getLogger()
     root.removeHandler(config.stash[_CANARY])
-    root.setLevel(logging.WARNING)
-    logging.getLogger(DRIVER).setLevel(logging.NOTSET)
+    root.setLevel(config.stash[_CANARY].level_before)
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)  # innermost, so that whoever counts outcomes sees this one
