@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
 import pytest
+from sqlalchemy import make_url
 
 import devservices
 from devservices import LocalPostgres, LocalRabbitMq, Origin, Postgres, RabbitMq, Service, Unavailable
@@ -39,7 +40,7 @@ def postgres_server(pytestconfig: pytest.Config) -> Iterator[Postgres]:
     with _require(
         pytestconfig, Postgres.name, _shared(pytestconfig, Postgres) or devservices.start_postgres
     ) as server:
-        yield server
+        yield _with_password(server)
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +59,7 @@ def own_postgres(pytestconfig: pytest.Config, postgres_server: Postgres) -> Iter
         yield postgres_server
         return
     with _require(pytestconfig, "PostgreSQL to be broken", LocalPostgres) as server:
+        _with_password(server)
         yield server
 
 
@@ -127,7 +129,7 @@ def pytest_xdist_setupnodes(config: pytest.Config) -> None:
             continue
         config.add_cleanup(server.close)
         config.stash[_SERVED][name] = server.description
-        config.stash[_SHARED][name] = server.url
+        config.stash[_SHARED][name] = _with_password(server).url
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -169,6 +171,15 @@ def _shared(config: pytest.Config, kind: type[_K]) -> Callable[[], _K] | None:
     """Return how to use the server that the controller has started for all workers."""
     url = config.stash[_SHARED].get(kind.name)
     return None if url is None else lambda: kind(url, Origin.URL)
+
+
+def _with_password(server: _S) -> _S:
+    """Let addresses of our own PostgreSQL, which asks nobody for one, have a password that nothing may tell."""
+    from tests.plugins.canary import CANARY  # pytest must be the first to import a plugin
+
+    if isinstance(server, LocalPostgres):
+        server.url = make_url(server.url).set(password=CANARY).render_as_string(hide_password=False)
+    return server
 
 
 def _require(config: pytest.Config, name: str, provide: Callable[[], _S]) -> _S:

@@ -12,6 +12,7 @@ SQLITE_SHARED: Final = "sqlite-shared"
 """The same on one file."""
 STACKS: Final = (SQLITE, POSTGRES_RABBITMQ)
 DATABASE_ONLY: Final = (POSTGRES, SQLITE_SHARED)
+EVERYWHERE: Final = (*STACKS, *DATABASE_ONLY)
 # The row's check touches neither a database nor a broker: one pure check proves it for every stack.
 PURE: Final = ("pure",)
 
@@ -25,8 +26,8 @@ DUE: Final[dict[str, tuple[str, ...]]] = {
     "C-01": STACKS,
     "C-02": STACKS,
     "C-10": STACKS,
-    "C-11": PURE,  # every verb at every state of the pure engine
-    "C-12": STACKS,
+    "C-11": EVERYWHERE,  # every verb at every state of the pure engine; on each stack what closes without undo
+    "C-12": EVERYWHERE,
     # Activities and participants
     "D-01": PURE,
     "D-02": STACKS,
@@ -39,21 +40,20 @@ DUE: Final[dict[str, tuple[str, ...]]] = {
     # Compensation
     "E-01": STACKS,
     "E-02": STACKS,
-    "E-04": STACKS,
-    "E-05": STACKS,
-    "E-06": STACKS,
-    "E-07": (
-        SQLITE,
-    ),  # a process killed at each crash point, as in K-04, on the stack where that takes no time
+    "E-04": EVERYWHERE,
+    "E-05": EVERYWHERE,
+    "E-06": EVERYWHERE,
+    # a process killed at each crash point where that takes no time; at the commits of the way back on each stack
+    "E-07": EVERYWHERE,
     # Outbox and messages
-    "F-01": STACKS,
-    "F-02": (POSTGRES_RABBITMQ,),  # several relays need a database and a broker between them
+    "F-01": EVERYWHERE,
+    "F-02": EVERYWHERE,  # order per key; the relays die and freeze where there are several, between two servers
     "F-03": STACKS,
     "F-04": STACKS,
     "F-05": (POSTGRES_RABBITMQ,),  # the in-process broker has no confirm that could be missing
-    "F-06": STACKS,
+    "F-06": EVERYWHERE,
     "F-07": STACKS,
-    "F-09": STACKS,
+    "F-09": EVERYWHERE,
     # Brokers and databases
     "G-01": (SQLITE,),  # the in-process broker itself
     "G-02": DATABASE_ONLY,  # the database broker itself
@@ -70,16 +70,16 @@ DUE: Final[dict[str, tuple[str, ...]]] = {
     "I-11": STACKS,
     # Operations
     "H-01": (SQLITE,),  # a command prints the same whatever the database is
-    "H-03": STACKS,
-    "H-13": STACKS,
-    "I-08": PURE,
+    "H-03": EVERYWHERE,
+    "H-13": EVERYWHERE,
+    "I-08": PURE,  # settings are read before anything is connected
     # Security
-    "L-01": (*STACKS, *DATABASE_ONLY),
-    "L-02": (*STACKS, *DATABASE_ONLY),
-    "L-11": (*STACKS, *DATABASE_ONLY),
-    "L-10": (*STACKS, *DATABASE_ONLY),
+    "L-01": EVERYWHERE,
+    "L-02": EVERYWHERE,
+    "L-11": EVERYWHERE,
+    "L-10": EVERYWHERE,
     # Scale and cost
-    "K-01": (*STACKS, *DATABASE_ONLY),
+    "K-01": EVERYWHERE,
     "K-04": (POSTGRES_RABBITMQ,),  # several processes need a database and a broker between them
     "K-05": STACKS,
 }

@@ -43,6 +43,7 @@ from saga.storage.sqlalchemy import schema
 from saga.storage.sqlalchemy import tables as t
 from saga.storage.sqlalchemy.database import async_url
 from saga.testing.clock import VirtualClock
+from saga.testing.compiled import compile_once
 from saga.testing.driver import Driver, Due, StoodStill
 from saga.testing.faults import Faults
 from saga.testing.faulty import Held
@@ -496,6 +497,7 @@ def _status(connection: Connection, run_id: UUID) -> str:
 def _plain_engine(url: URL) -> AsyncEngine:
     """Return an engine whose transactions begin at their first statement, savepoints included (LITE-1)."""
     engine = create_async_engine(url, connect_args={"isolation_level": None})
+    compile_once(engine)
     run_inline(engine)
     _forget_on_power_loss(engine)
 

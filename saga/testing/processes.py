@@ -20,6 +20,7 @@ from saga.brokers.base import Broker, Capabilities
 from saga.brokers.memory import MEMORY, MemoryBroker, MemoryQueues
 from saga.clock import Clock, TaskSpawner
 from saga.storage.sqlalchemy.database import Database
+from saga.testing.compiled import compile_once
 from saga.testing.faults import Faults
 from saga.testing.faulty import FaultyBroker, Held
 
@@ -57,6 +58,11 @@ class MortalSpawner(TaskSpawner):
 
 class StayingDatabase(Database):
     """A database whose connections outlive the processes that use them."""
+
+    def _sqlite_engine(self, pool_size: int) -> AsyncEngine:
+        engine = super()._sqlite_engine(pool_size)
+        compile_once(engine)
+        return engine
 
     async def dispose(self) -> None:
         """Keep the connections; `shut` closes them."""

@@ -9,6 +9,7 @@ import pytest
 from saga import failpoints
 from tests.client import shop
 from tests.outbox.upgraded import upgraded
+from tests.stacks import broker_of
 
 
 @pytest.fixture(params=["sqlite", "postgres-rabbitmq"])
@@ -25,8 +26,7 @@ def url(stack: str, request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 async def place(stack: str, url: str, request: pytest.FixtureRequest) -> AsyncIterator[shop.Place]:
-    servers = stack == "postgres-rabbitmq"
-    place = shop.Place(stack, url, str(request.getfixturevalue("rabbitmq_url")) if servers else None)
+    place = shop.Place(stack, url, broker_of(stack, request))
     async with place.engine.begin() as connection:
         await connection.run_sync(shop.own.create_all)
     yield place

@@ -16,6 +16,7 @@ from saga import Participant, Refused, Saga
 from saga.app import App
 from saga.brokers.memory import MemoryBroker, MemoryQueues
 from saga.clock import SystemClock
+from tests.plugins.canary import CANARY
 
 SECONDS_MAX = 30.0
 LIMIT = 1_000
@@ -24,10 +25,12 @@ LIMIT = 1_000
 class Order(BaseModel):
     item: str = "book"
     cents: int = 100
+    card: str = CANARY
 
 
 class Receipt(BaseModel):
     number: str
+    card: str = CANARY
 
 
 shop = Participant("shop", start_to_close=timedelta(seconds=10))

@@ -1,4 +1,4 @@
-"""The fixture `stack`: a prepared database and a broker, per stack; `real_broker` makes that broker RabbitMQ."""
+"""The fixture `stack`: a prepared database and a broker, per stack; `real_broker` asks for RabbitMQ where it stands."""
 
 from __future__ import annotations
 
@@ -15,10 +15,16 @@ from devservices import Postgres
 from saga import failpoints
 from saga.clock import SystemClock, SystemIds, TaskSpawner
 from saga.storage.sqlalchemy import schema
+from saga.storage.sqlalchemy import tables as t
 from saga.storage.sqlalchemy.database import Database
 from tests.coordinator.harness import Stack
+from tests.features_due import POSTGRES_RABBITMQ
+from tests.plugins.canary import watch_of
+from tests.stacks import in_file
 
 PREPARED = "saga-coordinator-tests"
+TOLD = (t.incident, t.history, t.audit, t.stale_reply)
+"""What is shown to people who may not see payloads."""
 
 
 def prepare(url: str) -> None:
@@ -61,11 +67,13 @@ def postgres_database(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(params=["sqlite", "postgres-rabbitmq"])
 async def stack(request: pytest.FixtureRequest) -> AsyncIterator[Stack]:
-    """What a test runs on. Where only SQL matters, the broker in front of PostgreSQL is the in-process one."""
+    """What a test runs on. Where only SQL matters, `postgres-rabbitmq` is PostgreSQL with the in-process broker."""
     name = str(request.param)
-    url = request.getfixturevalue("sqlite_file" if name == "sqlite" else "postgres_database")
+    url = request.getfixturevalue("sqlite_file" if in_file(name) else "postgres_database")
     made = Stack(name, url, f"c{SystemIds().uuid7().hex[:20]}")
     yield made
+    for table in TOLD:
+        watch_of(request.config).check(table.name, await made.rows(table.select()))
     await made.close()
     failpoints.disarm()
     if made.rabbitmq_url is not None:
@@ -74,8 +82,8 @@ async def stack(request: pytest.FixtureRequest) -> AsyncIterator[Stack]:
 
 @pytest.fixture
 def real_broker(stack: Stack, request: pytest.FixtureRequest) -> None:
-    """On the stack `postgres-rabbitmq` the broker is RabbitMQ."""
-    if stack.name != "sqlite":
+    """On the stack `postgres-rabbitmq` the broker is RabbitMQ, not one in the process."""
+    if stack.name == POSTGRES_RABBITMQ:
         stack.rabbitmq_url = request.getfixturevalue("rabbitmq_url")
 
 

@@ -24,6 +24,7 @@ from sqlalchemy import Connection, Select, event, text
 
 from devservices import Postgres
 from devservices.postgres import database_name
+from saga import adapters
 from saga.brokers.base import (
     Broker,
     Capabilities,
@@ -33,6 +34,7 @@ from saga.brokers.base import (
     OutMessage,
     PublishOutcome,
 )
+from saga.brokers.database import DatabaseBroker, DatabaseOptions
 from saga.brokers.memory import MemoryBroker, MemoryQueues
 from saga.brokers.rabbitmq import RabbitMQBroker
 from saga.client import Client, Handle
@@ -54,7 +56,8 @@ from saga.messages import (
     replies_channel,
 )
 from saga.outbox.parking import Parking
-from saga.outbox.publisher import DirectPublisher
+from saga.outbox.publisher import CommandPublisher, DirectPublisher
+from saga.outbox.queued import QueuedRows
 from saga.outbox.relay import Relay
 from saga.storage.base import Advanced, Changes, Loaded, ParkedRow, ValueKey, Work
 from saga.storage.sqlalchemy import tables as t
@@ -66,20 +69,28 @@ from saga.storage.sqlalchemy.parking import SqlParkingStore
 from saga.storage.sqlalchemy.recent import Known, RecentInstances
 from saga.testing.clock import VirtualClock
 from saga.testing.processes import DURABLE, MortalSpawner
+from tests.plugins.canary import CANARY
+from tests.stacks import in_file, in_queue
 
 T = TypeVar("T")
 POLL_SECONDS = 0.01
 PATIENCE_SECONDS = 20.0
 PATIENCE = timedelta(seconds=PATIENCE_SECONDS)
+CALM_SECONDS = 0.1
+"""Between a reply and the command that follows from it, on a real broker: more than it takes."""
+QUEUE = DatabaseOptions(visibility_seconds=1.0, poll_seconds=0.1)
+"""Where the database is the broker: what a process held that was killed comes again after a second."""
 
 
 class Order(BaseModel):
     account: str = "a"
     amount: int = 1
+    note: str = CANARY
 
 
 class Receipt(BaseModel):
     reference: str = "r"
+    note: str = CANARY
 
 
 # --- time ---------------------------------------------------------------------------------------------------------
@@ -220,7 +231,7 @@ COMMAND_LOST = Act(reached=False)
 
 
 def refuse(code: str = "no", **how: Any) -> Act:
-    return Act("refused", {"code": code, "details": None}, **how)
+    return Act("refused", {"code": code, "details": {"note": CANARY}}, **how)
 
 
 def fail(error: str = "Oops", *, retryable: bool = True, **how: Any) -> Act:
@@ -371,7 +382,7 @@ class Scripted:
                 self._barrier[key] = ("refused", act.data)
             return "refused", act.data
         self.ledger.append((command.sagaid, command.step, "forward"))
-        data = act.data or {"output": {"reference": f"{command.step}-1"}, "undo": None}
+        data = act.data or {"output": {"reference": f"{command.step}-1", "note": CANARY}, "undo": None}
         return self._barrier.setdefault(key, ("done", data))
 
     def reply(self, command: Command, outcome: str, data: Any, *, attempt: int | None = None) -> bytes:
@@ -485,8 +496,8 @@ class Recent(RecentInstances):
 class Store(SqlCoordinatorStore):
     """The real store; it keeps what each batch cost, and tells the test before and after each one."""
 
-    def __init__(self, database: Database, namespace: str, recent: RecentInstances) -> None:
-        super().__init__(database, namespace, recent)
+    def __init__(self, database: Database, namespace: str, recent: RecentInstances, *, queued: bool) -> None:
+        super().__init__(database, namespace, recent, queued=queued)
         self.recent = recent
         self.batches: list[Batch] = []
         self.before: Callable[[Changes], None] = lambda _changes: None
@@ -531,11 +542,16 @@ class Node:
         ports: dict[str, Any] = {"clock": stack.clock, "spawner": self.spawner}
         # its own spawner: what a process has sent to the database goes on without it
         self.database = stack.database(url)
-        self.broker = Wire(stack.broker(self.spawner), weather)
+        broker = stack.broker(self.spawner)
+        self.broker = Wire(broker, weather)
         self.outbox = SqlOutboxStore(self.database, stack.namespace)
         recent = Recent(stack.clock)
-        self.store = Store(self.database, stack.namespace, recent)
+        self.store = Store(self.database, stack.namespace, recent, queued=stack.queued)
         self.publisher = DirectPublisher(self.broker, self.outbox, **ports)
+        self.sender: CommandPublisher = self.publisher
+        """Told of committed commands: `publisher`, or who only wakes consumers where the commit has queued them."""
+        if isinstance(broker, DatabaseBroker):
+            self.sender = QueuedRows(broker.wake)
         self.relay = Relay(self.broker, self.outbox, self.publisher, ids=ids, **ports)
         self.verbs = Verbs(
             self.registry,
@@ -543,15 +559,15 @@ class Node:
             namespace=stack.namespace,
             clock=stack.clock,
             ids=ids,
-            publish=self.publisher.publish,
+            publish=self.sender.publish,
             on_closed=lambda runs: self.client.closed(runs),
         )
         self.client = Client(
             self.registry,
-            SqlClientStore(self.database, stack.namespace, recent),
+            SqlClientStore(self.database, stack.namespace, recent, queued=stack.queued),
             namespace=stack.namespace,
             ids=ids,
-            publish=self.publisher.publish,
+            publish=self.sender.publish,
             after_commit=lambda _session: self.relay.wake(),
             verbs=self.verbs,
             operators=SqlOperatorStore(self.database, stack.namespace),
@@ -568,7 +584,7 @@ class Node:
             self.broker,
             self.store,
             self.parking,
-            self.publisher,
+            self.sender,
             namespace=stack.namespace,
             ids=ids,
             on_closed=lambda runs: self.client.closed(runs),
@@ -581,7 +597,8 @@ class Node:
         self.alive = True
         if coordinator:
             await self.coordinator.start()
-            self.relay.start()
+            if not self.stack.queued:
+                self.relay.start()
         else:
             await self.broker.declare(self.coordinator.channels())
         return self
@@ -618,6 +635,8 @@ class Stack:
         self.name = name
         self.url = url
         self.namespace = namespace
+        self.queued = in_queue(name)
+        """Whether the broker is the database: what is committed there is on its way."""
         self.rabbitmq_url: str | None = None
         self.capabilities = DURABLE
         self.clock = VirtualClock(ticking=True)
@@ -632,10 +651,15 @@ class Stack:
         self._dropped: list[asyncio.Task[None]] = []
         self._own: Database | None = None
 
+    @property
+    def remote(self) -> bool:
+        """Whether messages go through a server or a database, which takes real time."""
+        return self.queued or self.rabbitmq_url is not None
+
     # --- making
 
     def database(self, url: str | None = None) -> Database:
-        clock = DatabaseClock(self.clock) if self.name == "sqlite" else SystemClock()
+        clock = DatabaseClock(self.clock) if in_file(self.name) else SystemClock()
         made = Database(url or self.url, clock=clock, ids=SystemIds(), spawner=self._spawner)
         count_statements(made)
         self._databases.append(made)
@@ -644,7 +668,16 @@ class Stack:
     def broker(self, spawner: TaskSpawner) -> Broker:
         if self.rabbitmq_url is not None:
             return RabbitMQBroker(self.rabbitmq_url, spawner=spawner)
+        if self.queued:
+            return self._database_broker(spawner)
         return MemoryBroker(self.queues, spawner=spawner, capabilities=self.capabilities)
+
+    def _database_broker(self, spawner: TaskSpawner) -> Broker:
+        """Return one with connections of its own, and with the real time, in which claims run out."""
+        ports: dict[str, Any] = {"clock": SystemClock(), "ids": SystemIds()}
+        database = Database(self.url, pool_size=adapters.QUEUE_POOL, spawner=self._spawner, **ports)
+        self._databases.append(database)
+        return DatabaseBroker(*adapters.queues_of(database), options=QUEUE, spawner=spawner, **ports)
 
     async def node(
         self,
@@ -680,7 +713,7 @@ class Stack:
 
     async def pass_time(self, seconds: float) -> None:
         """Let time pass for everybody: local clocks, due times and ages in the database."""
-        if self.name != "sqlite":
+        if not in_file(self.name):
             await self.run(partial(_age, seconds=seconds, held=self._held()))
         self.clock.jump(seconds)
         self.forget()
@@ -702,7 +735,7 @@ class Stack:
 
     async def pass_database_time(self, seconds: float) -> None:
         """Let time pass for the database alone: what is due is not looked for yet."""
-        if self.name == "sqlite":
+        if in_file(self.name):
             self.clock.offset += seconds
         else:
             await self.run(partial(_age, seconds=seconds, held=self._held()))
@@ -730,7 +763,18 @@ class Stack:
             while not await look():
                 await asyncio.sleep(POLL_SECONDS)
                 if step:
+                    await self._calm()
                     await self.pass_time(step)
+
+    async def _calm(self) -> None:
+        """Let what is on its way over a real broker arrive before time is jumped over: nobody means it to be late."""
+        seen = -1
+        while self.remote and seen != (seen := self._seen()):
+            await asyncio.sleep(CALM_SECONDS)
+            await self.quiet()
+
+    def _seen(self) -> int:
+        return sum(len(each.commands) + each.replies for each in self.participants)
 
     async def ended(
         self, handles: Sequence[Handle[Any]], *, step: float = 0.0, within: float = PATIENCE_SECONDS

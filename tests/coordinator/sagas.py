@@ -34,10 +34,11 @@ def sequence(
     queue: str = "work",
     names: Mapping[int, str] | None = None,
     in_doubt: InDoubt = InDoubt.UNDO,
+    deadline: timedelta | None = None,
 ) -> Saga[Order, None]:
     """Return a saga of `count` steps that can all be undone; from `pivot` on (1 is the first) it goes forward only."""
     owner = Participant(queue, start_to_close=start_to_close)
-    saga: Saga[Any, None] = Saga(name, Order, version=version)
+    saga: Saga[Any, None] = Saga(name, Order, version=version, deadline=deadline)
     for number in range(1, count + 1):
         step = (names or {}).get(number, f"s{number}")
         policy = InDoubt.UNDO

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from functools import partial
 
 import pytest
 
+from saga.client import Handle
 from saga.errors import PastPivot, SagaCompensated
 from saga.retry import RetryPolicy
 from saga.storage.base import Changes
@@ -14,6 +16,7 @@ from saga.storage.sqlalchemy import tables as t
 from tests.coordinator.harness import (
     COMMAND_LOST,
     DONE,
+    HELD,
     PATIENCE,
     REPLY_LOST,
     TWICE,
@@ -26,6 +29,7 @@ from tests.coordinator.harness import (
 )
 from tests.coordinator.sagas import MS, sequence
 from tests.plugins.features import Faults
+from tests.stacks import every_stack
 
 THREE = sequence(3)
 BACK = ["s1", "s2", "undo s2", "undo s1"]
@@ -113,6 +117,8 @@ async def test_undos_are_the_reverse_of_the_dones(stack: Stack, faults: Faults) 
         assert participant.effects(f"at-{place}") == dones + [f"undo {step}" for step in reversed(dones)]
 
 
+@every_stack
+@pytest.mark.usefixtures("real_broker")
 @pytest.mark.feature("E-04", acceptance=True)
 async def test_each_effect_is_undone_once_when_the_reply_of_step_k_is_lost(
     stack: Stack, faults: Faults
@@ -148,6 +154,52 @@ async def test_a_step_in_doubt_that_never_ran_has_nothing_to_undo(stack: Stack) 
     assert participant.effects("x") == ["s1", "undo s1"]
 
 
+HOUR = timedelta(hours=1)
+CANCELLED = sequence(2, name="cancelled", start_to_close=HOUR)
+LATE = sequence(2, name="late", start_to_close=HOUR, deadline=timedelta(minutes=1))
+UNDOING, UNDONE = 2, 3
+"""Commits after the start and the stop: the action's answer, with which the undo is sent; the undo's answer."""
+
+
+@every_stack
+@pytest.mark.usefixtures("real_broker")
+@pytest.mark.feature("E-07", acceptance=True)
+async def test_what_was_stopped_is_undone_once_and_never_while_its_action_runs(
+    stack: Stack, faults: Faults
+) -> None:
+    """E-07: cancelled, or past its deadline, while the action runs; coordinators die at the commits of the way back."""
+    faults.declare("killed")
+    participant = await stack.participant({"s1": [HELD]})
+    for window, number in (("before", UNDOING), ("after", UNDOING), ("before", UNDONE)):
+        node = await stack.node(CANCELLED, LATE, redrive=HOUR)
+        crash(node, window, number)
+        handles = [
+            await node.client.start(saga, Order(), id=f"{saga.name} {window} {number}")
+            for saga in (CANCELLED, LATE)
+        ]
+        await participant.wait_held(2)
+        await node.client.cancel(handles[0].run_id, actor="me", reason="asked for")
+        await stack.pass_time(61)
+        for handle in handles:
+            await stack.until(partial(stopped, handle))
+        assert not any(
+            known.startswith("undo") for handle in handles for known in participant.effects(handle.id)
+        )
+        participant.release()
+        await stack.until(node.dead)
+        faults.fired("killed")
+
+        following = await stack.node(CANCELLED, LATE, redrive=HOUR)
+        assert set((await stack.ended(handles, step=3)).values()) == {"compensated"}
+        for handle in handles:
+            assert participant.effects(handle.id) == ["s1", "undo s1"]
+        await following.stop()
+
+
+async def stopped(handle: Handle[None]) -> bool:
+    return len((await handle.describe()).history) == UNDOING
+
+
 PIVOTED = sequence(
     5, pivot=3, retry=RetryPolicy(initial=MS, maximum=MS, attempts=2, schedule_to_close=timedelta(seconds=60))
 )
@@ -158,6 +210,8 @@ TROUBLE = {
 }
 
 
+@every_stack
+@pytest.mark.usefixtures("real_broker")
 @pytest.mark.feature("E-05", acceptance=True)
 async def test_never_both_ways_and_always_an_end_around_the_pivot(stack: Stack, faults: Faults) -> None:
     """E-05, I3, I5: each step before, at and after the pivot fails, refuses, or loses its replies."""
@@ -167,7 +221,7 @@ async def test_never_both_ways_and_always_an_end_around_the_pivot(stack: Stack, 
     participant = await stack.participant(script)
     node = await stack.node(PIVOTED)
     handles = [await node.client.start(PIVOTED, Order(), id=saga_id) for saga_id in ids]
-    states = await stack.ended(handles, step=40)
+    states = await stack.ended(handles, step=300 if stack.remote else 40)
     for how, name in (("fails", "failed"), ("loses", "reply lost"), ("refuses", "refused")):
         faults.fired(name, sum(1 for known in ids.values() if known[0] == how))
 
@@ -219,16 +273,22 @@ async def test_a_pivot_that_is_given_up_is_fenced_before_there_is_a_plan(stack: 
     assert participant.effects("x") == ["s1", "s2", "s3", "s4", "s5"]
 
 
-@pytest.mark.feature("E-06", acceptance=True)
+@every_stack
+@pytest.mark.usefixtures("real_broker")
+@pytest.mark.feature("E-06", acceptance=True, scale=0.2)
 async def test_an_undo_that_refuses_100_times_needs_attention_and_heals_by_itself(
     stack: Stack, faults: Faults
 ) -> None:
-    """E-06, P15, P20: at once a state and an incident, never closed, slow retries without end."""
+    """E-06, P15, P20: at once a state and an incident, never closed, slow retries without end.
+
+    Where every message takes real time, 20 times.
+    """
+    times = 20 if stack.remote else 100
     faults.declare("undo refused")
-    participant = await stack.participant({"s3": [refuse()], "undo s2": [refuse("locked")] * 100 + [DONE]})
+    participant = await stack.participant({"s3": [refuse()], "undo s2": [refuse("locked")] * times + [DONE]})
     node = await stack.node(THREE)
     handle = await node.client.start(THREE, Order(), id="x")
-    await participant.wait_commands(3 + 50)
+    await participant.wait_commands(3 + times // 2)
     seen = await handle.describe()
     assert seen.status == "needs_attention"
     assert seen.incidents == (("compensation_failed", "s2", "locked"),)
@@ -236,11 +296,11 @@ async def test_an_undo_that_refuses_100_times_needs_attention_and_heals_by_itsel
 
     assert await stack.ended([handle]) == {"x": "compensated"}
     undos = [each for each in participant.commands if each.direction == "compensate" and each.step == "s2"]
-    assert [each.attempt for each in undos] == list(range(1, 102))
+    assert [each.attempt for each in undos] == list(range(1, times + 2))
     faults.fired("undo refused", len(undos) - 1)
     assert participant.effects("x") == BACK
     [incident] = await stack.rows(t.incident.select())
-    assert incident.count == 100
+    assert incident.count == times
     assert incident.resolved_at is not None
     with pytest.raises(SagaCompensated) as caught:
         await handle.result(timeout=PATIENCE)

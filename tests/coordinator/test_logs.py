@@ -12,6 +12,7 @@ from saga.coordinator.work import BatchWork
 from saga.engine.state import Status
 from tests.coordinator.harness import DONE, HELD, Order, Stack, fail, refuse
 from tests.coordinator.sagas import sequence
+from tests.stacks import every_stack
 
 RUN = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
 TWO = sequence(2)
@@ -32,12 +33,14 @@ def told(lines: list[logging.LogRecord]) -> list[tuple[str, str]]:
     return [(line.levelname, line.getMessage()) for line in lines if line.name == "saga.state"]
 
 
+@every_stack
+@pytest.mark.usefixtures("real_broker")
 @pytest.mark.feature("H-13", acceptance=True)
 async def test_a_failing_saga_tells_the_golden_sequence(
     stack: Stack, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "saga.state")
-    await stack.participant(
+    participant = await stack.participant(
         {"s2": [fail("Oops"), refuse("secret-code")], "undo s1": [refuse("another"), DONE]}
     )
     node = await stack.node(TWO)
@@ -53,7 +56,7 @@ async def test_a_failing_saga_tells_the_golden_sequence(
     refused = mine[4]
     assert (refused["step"], refused["direction"], refused["attempt"]) == ("s2", "forward", 2)
     assert refused["event"] == "ActivityRefused"
-    [sent] = {each.commandid for each in node.broker.commands() if each.step == "s2"}
+    [sent] = {each.commandid for each in participant.commands if each.step == "s2"}
     assert refused["command_id"] == sent
     history = await handle.describe()
     assert [line.event for line in history.history] == [line["event"] for line in mine], "a line for each"

@@ -13,6 +13,7 @@ from saga.messages import Command
 from saga.storage.sqlalchemy import tables as t
 from tests.coordinator.harness import COMMAND_LOST, DONE, PATIENCE, Order, Receipt, Stack, calls, fail
 from tests.coordinator.sagas import QUICK, sequence, work
+from tests.plugins.canary import CANARY
 
 STEPS = 300
 
@@ -107,5 +108,5 @@ async def test_values_are_kept_as_they_were_when_the_step_ran(stack: Stack) -> N
     handle = await node.client.start(saga, Order(), id="p")
     await stack.ended([handle])
     [undo] = of(participant.commands, "left", "compensate")
-    assert undo.data["output"] == {"reference": "left-1"}
+    assert undo.data["output"] == {"reference": "left-1", "note": CANARY}
     assert undo.data["undo"] is None

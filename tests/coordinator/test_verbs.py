@@ -17,6 +17,7 @@ from saga.storage.sqlalchemy import tables as t
 from tests.coordinator.harness import DONE, HELD, PATIENCE, Node, Order, Stack, refuse
 from tests.coordinator.sagas import sequence
 from tests.plugins.features import Faults
+from tests.stacks import every_stack
 
 THREE = sequence(3)
 OTHER = sequence(3, name="other")
@@ -97,7 +98,9 @@ async def test_an_undo_on_its_way_when_it_was_marked_done_moves_nothing(stack: S
     assert not participant.doubled()
 
 
-@pytest.mark.feature("C-11")
+@every_stack
+@pytest.mark.usefixtures("real_broker")
+@pytest.mark.feature("C-11", acceptance=True)
 async def test_terminate_stops_without_undo_and_keeps_what_stands(stack: Stack) -> None:
     participant = await stack.participant({"s2": [HELD]})
     node = await stack.node(THREE)
@@ -141,7 +144,9 @@ async def settlement(node: Node, handle: Any) -> bool:
     return (await node.client.describe_run(handle)).settlement != "not yet confirmed"
 
 
-@pytest.mark.feature("C-11")
+@every_stack
+@pytest.mark.usefixtures("real_broker")
+@pytest.mark.feature("C-11", acceptance=True)
 async def test_an_abandoned_saga_says_so_to_who_waits(stack: Stack) -> None:
     await stack.participant(STUCK)
     node = await stack.node(THREE)
@@ -179,6 +184,8 @@ async def test_a_verb_whose_answer_was_lost_is_done_once(stack: Stack) -> None:
 # --- many -------------------------------------------------------------------------------------
 
 
+@every_stack
+@pytest.mark.usefixtures("real_broker")
 @pytest.mark.feature("H-03", acceptance=True, scale=0.02)
 async def test_what_one_cause_broke_is_one_group_and_retried_together(stack: Stack, faults: Faults) -> None:
     """One bad release, 200 sagas: one fingerprint; of the retried some recover and the others recur."""
@@ -234,6 +241,8 @@ async def test_of_many_each_has_its_own_outcome(stack: Stack) -> None:
 # --- lists ------------------------------------------------------------------------------------
 
 
+@every_stack
+@pytest.mark.usefixtures("real_broker")
 @pytest.mark.feature("C-12", acceptance=True)
 async def test_a_list_has_what_was_committed_by_every_filter(stack: Stack) -> None:
     """Read your own write: one database, so what is committed is seen at once."""
@@ -288,6 +297,8 @@ async def test_pages_hold_every_instance_once_newest_first(stack: Stack) -> None
 # --- dead letters -----------------------------------------------------------------------------
 
 
+@every_stack
+@pytest.mark.usefixtures("real_broker")
 @pytest.mark.feature("F-09", acceptance=True)
 async def test_a_dead_letter_is_edited_sent_again_and_forgotten(stack: Stack, faults: Faults) -> None:
     """Four replies came as rubbish: each is parked, mended, sent again, and finishes its saga."""

@@ -1,9 +1,8 @@
-"""Where the tests of the doors run. A further broker joins by its stack's name and what `BROKERS` says of it."""
+"""Where the tests of the doors run: on every stack there is."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from typing import Final
 
 import aiormq
 import pytest
@@ -12,14 +11,7 @@ from saga import failpoints
 from saga.messages import commands_channel, replies_channel
 from tests.doors.place import Place
 from tests.outbox.upgraded import upgraded
-
-BROKERS: Final = {
-    "sqlite": None,
-    "postgres-rabbitmq": "rabbitmq_url",
-    "postgres": "database://",
-    "sqlite-shared": "database://",
-}
-"""Stack to its broker's address, or to the fixture that gives one; None is the broker in the process."""
+from tests.stacks import BROKERS, broker_of
 
 
 @pytest.fixture(params=BROKERS)
@@ -36,8 +28,7 @@ def url(stack: str, request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 async def place(stack: str, url: str, request: pytest.FixtureRequest) -> AsyncIterator[Place]:
-    named = BROKERS[stack]
-    broker_url = str(request.getfixturevalue(named)) if named is not None and "://" not in named else named
+    broker_url = broker_of(stack, request)
     place = Place(stack, url, broker_url)
     yield place
     failpoints.disarm()

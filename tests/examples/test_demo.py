@@ -21,6 +21,7 @@ from examples.money_transfer.__main__ import main
 from examples.money_transfer.apps import SCHEMAS
 from examples.money_transfer.scenarios import SCENARIOS
 from saga.messages import commands_channel, parking_channel, replies_channel
+from tests.plugins.canary import CANARY
 
 ROOT = Path(__file__).parents[2]
 SECONDS_MAX = 300
@@ -42,6 +43,7 @@ class Demo:
         )
         self.status = ran.returncode
         self.text = ran.stdout + ran.stderr
+        assert CANARY not in self.text, "the password of an address"
         self.last_line = ran.stdout.rstrip().rpartition("\n")[2]
         found = LAST_LINE.fullmatch(self.last_line)
         assert found is not None, self.text

@@ -15,12 +15,13 @@ from devservices import Postgres
 from saga.clock import SystemClock, SystemIds, TaskSpawner
 from saga.storage.sqlalchemy import schema
 from saga.storage.sqlalchemy.database import Database
+from tests.stacks import in_file
 
 
 @contextmanager
 def upgraded(stack: str, request: pytest.FixtureRequest) -> Iterator[str]:
     """Give the address of a database of this test's own."""
-    if stack.startswith("sqlite"):
+    if in_file(stack):
         yield f"sqlite+aiosqlite:///{_copied_file(request)}"
         return
     server: Postgres = request.getfixturevalue("postgres_server")

@@ -23,6 +23,7 @@ from saga.storage.sqlalchemy.database import Database
 from saga.storage.sqlalchemy.parking import SqlParkingStore
 from saga.storage.sqlalchemy.participant import SqlParticipantStore
 from saga.storage.sqlalchemy.tables import barrier, lone_run, metadata, parked
+from tests.plugins.canary import CANARY
 
 NAMESPACE = "default"
 REPLIES = "saga.default.replies"
@@ -48,6 +49,7 @@ class Transfer(BaseModel):
 
     account: str = "alice"
     amount: int = 10
+    note: str = CANARY
 
 
 class Receipt(BaseModel):

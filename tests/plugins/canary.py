@@ -1,7 +1,9 @@
 """A word that stands in payloads and secrets of tests, and that nothing may tell: a test fails in whose output it is.
 
-Watched are, in every test of a run, what is logged and what pytest captured of the output; with the fixture `canary`
-every logger tells all it has, at DEBUG. What else a test finds in the open it shows to `canary.check`.
+Watched are, in every test of a run, what is logged and what pytest captured of the output. Our own loggers tell all
+they have, at DEBUG; with the fixture `canary` SQLite's driver does too, through which tests, unlike us, also send
+payloads in the open. What else a test finds there it shows to `canary.check`. What pytest itself keeps of the
+log is what it would keep without us: warnings, or what the test asks `caplog` for.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from typing import Any, Final
 import pytest
 
 CANARY: Final = "canary-4f1d9c"
+DRIVER: Final = "aiosqlite"
+"""Tells every call with its arguments, those of a test's own engine too. SQLAlchemy holds its own loggers back."""
 
 
 class Canary(logging.Handler):
@@ -22,10 +26,11 @@ class Canary(logging.Handler):
         super().__init__()
         self.hits: list[str] = []
         self.records = 0
+        self.level_before = logging.getLogger().level
 
     def emit(self, record: logging.LogRecord) -> None:
         self.records += 1
-        told = [record.getMessage(), *(str(value) for value in record.__dict__.values())]
+        told = [record.getMessage(), str(record.__dict__)]
         if record.exc_info:
             told.append(logging.Formatter().formatException(record.exc_info))
         if any(CANARY in each for each in told):
@@ -45,26 +50,41 @@ class Canary(logging.Handler):
 _CANARY: Final = pytest.StashKey[Canary]()
 
 
+def watch_of(config: pytest.Config) -> Canary:
+    """Return the watch of this run, for a fixture that shows it what a test has left."""
+    return config.stash[_CANARY]
+
+
 @pytest.fixture
 def canary(request: pytest.FixtureRequest) -> Iterator[Canary]:
     """The watch of this run, with every logger at DEBUG; the test fails if the word is found anywhere."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.DEBUG)
-    watch = request.config.stash[_CANARY]
+    watch = watch_of(request.config)
     before = watch.records
+    logging.getLogger(DRIVER).setLevel(logging.NOTSET)
     yield watch
-    root.setLevel(level)
+    logging.getLogger(DRIVER).setLevel(logging.WARNING)
     assert watch.records > before, "something was logged, or nothing was watched"
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_CANARY] = Canary()
-    logging.getLogger().addHandler(config.stash[_CANARY])
+    root = logging.getLogger()
+    root.addHandler(config.stash[_CANARY])
+    root.setLevel(logging.DEBUG)
+    logging.getLogger(DRIVER).setLevel(logging.WARNING)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Leave what pytest keeps as it was: `caplog` sets its handler's level where a test asks it to."""
+    plugin: Any = session.config.pluginmanager.getplugin("logging-plugin")
+    for kept in (plugin.caplog_handler, plugin.report_handler):
+        kept.setLevel(logging.WARNING)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    logging.getLogger().removeHandler(config.stash[_CANARY])
+    root = logging.getLogger()
+    root.removeHandler(config.stash[_CANARY])
+    root.setLevel(config.stash[_CANARY].level_before)
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)  # innermost, so that whoever counts outcomes sees this one

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import JSON, ColumnElement, Connection, and_, cast, func, or_, select, type_coerce
 
+from saga.engine.state import CLOSED
 from saga.storage.base import (
     AuditEntry,
     DeadLetter,
@@ -87,6 +88,10 @@ class SqlOperatorStore:
             found.append(i.run_id == filter.run_id)
         if filter.statuses:
             found.append(i.status.in_(sorted(filter.statuses)))
+            if CLOSED.isdisjoint(
+                filter.statuses
+            ):  # no condition more, but the index of the open ones serves it
+                found.append(i.wakeup_at.is_not(None))
         if filter.steps is not None:
             found.append(self._outstanding(filter.steps))
         if filter.id_prefix:

@@ -33,9 +33,11 @@ class SqlOutboxStore:
 
         def transaction(connection: Connection) -> Sequence[Lease]:
             now = self._sql.due_now(connection)
-            for name in sorted(set(names) - self._rows_there):
-                fresh = {"namespace": self._namespace, "name": name, "epoch": 0, "expires_at": now}
-                connection.execute(self._sql.insert_ignore(t.lease).values(**fresh))
+            if missing := sorted(set(names) - self._rows_there):
+                connection.execute(
+                    self._sql.insert_ignore(t.lease).values(expires_at=now),
+                    [{"namespace": self._namespace, "name": name, "epoch": 0} for name in missing],
+                )
             held = connection.execute(
                 update(t.lease)
                 .where(

@@ -1,0 +1,36 @@
+"""What each stack is made of, said once: where its database is, which broker it has, and what runs on all four."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pytest
+
+from tests.features_due import EVERYWHERE, POSTGRES, POSTGRES_RABBITMQ, SQLITE, SQLITE_SHARED
+
+BROKERS: Final = {
+    SQLITE: None,
+    POSTGRES_RABBITMQ: "rabbitmq_url",
+    POSTGRES: "database://",
+    SQLITE_SHARED: "database://",
+}
+"""Stack to its broker's address, or to the fixture that gives one; None is the broker in the process."""
+
+every_stack: Final = pytest.mark.parametrize("stack", EVERYWHERE, indirect=True)
+"""For a test whose fixture `stack` has fewer by itself."""
+
+
+def broker_of(stack: str, request: pytest.FixtureRequest) -> str | None:
+    """Return the address of a stack's broker; None is the one in the process."""
+    named = BROKERS[stack]
+    return str(request.getfixturevalue(named)) if named is not None and "://" not in named else named
+
+
+def in_file(stack: str) -> bool:
+    """Whether the stack's database is SQLite."""
+    return stack in (SQLITE, SQLITE_SHARED)
+
+
+def in_queue(stack: str) -> bool:
+    """Whether the stack's broker is the database itself."""
+    return BROKERS[stack] == "database://"
