@@ -9,8 +9,9 @@ unexport PYTHONDONTWRITEBYTECODE
 STACK ?= sqlite
 QUICK ?=
 ARGS ?=
-# Tests wait more than they compute, so there are more workers than cores; with WORKERS=0 all run in one process.
-WORKERS ?= 3
+# Tests wait more than they compute, so there are more workers than cores, for those that count seconds one less; with
+# WORKERS=0 all run in one process.
+WORKERS ?=
 
 BIN := .venv/bin
 PY := $(BIN)/python
@@ -34,12 +35,12 @@ SERVICES_postgres-rabbitmq := postgres rabbitmq
 # The demo on SQLite waits for no more than it needs, unless the full environment is there anyway.
 DEMO_READY := $(if $(SERVICES_$(STACK))$(wildcard $(READY)),$(READY),$(CORE))
 # Workers take whole files: those of slow tests first (tests/conftest.py), and the servers are shared.
-PYTEST = $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST = $(PY) -m pytest -n $(or $(WORKERS),$(1)) --dist loadfile --no-loadscope-reorder
 WITH_SERVICES = $(if $(SERVICES_$(STACK)),$(PY) -m devservices run $(SERVICES_$(STACK)) --)
 
 .PHONY: help
 help: ## list the targets
-	@echo "make TARGET [STACK=sqlite|sqlite-shared|postgres|postgres-rabbitmq] [QUICK=1] [WORKERS=3] [ARGS='...']"
+	@echo "make TARGET [STACK=sqlite|sqlite-shared|postgres|postgres-rabbitmq] [QUICK=1] [WORKERS=4] [ARGS='...']"
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # uv where there is one, else pip: both install what the lock says, hash by hash.
@@ -91,17 +92,17 @@ endif
 .PHONY: test test-slow
 test: $(READY) ## provide PostgreSQL and RabbitMQ if possible and run the tests: make test ARGS='-k outbox'
 	@$(PY) -m devservices ensure postgres rabbitmq $(if $(CI),,|| true)
-	@$(PYTEST) -m "not slow" $(ARGS)
+	@$(call PYTEST,4) -m "not slow" $(ARGS)
 
 test-slow: $(READY) ## the same for those of more than ten seconds each: kills under load, demos, other programs
 	@$(PY) -m devservices ensure postgres rabbitmq $(if $(CI),,|| true)
-	@$(PYTEST) -m slow $(ARGS)
+	@$(call PYTEST,3) -m slow $(ARGS)
 
 .PHONY: features
 features: $(READY) ## run all tests, write build/features.json and list which rows of features.md are open
 	@$(PY) -m devservices ensure postgres rabbitmq || true
 	@mkdir -p build
-	@$(PYTEST) -q --features-json build/features.json $(ARGS) || echo "features: some tests failed, see above"
+	@$(call PYTEST,3) -q --features-json build/features.json $(ARGS) || echo "features: some tests failed, see above"
 	@$(PY) -m tests.plugins.features build/features.json
 
 .PHONY: lint

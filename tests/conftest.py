@@ -128,6 +128,9 @@ def pytest_xdist_setupnodes(config: pytest.Config) -> None:
             config.stash[_MISSING][name] = str(error)
             continue
         config.add_cleanup(server.close)
+        if isinstance(server, LocalPostgres):
+            # nobody breaks the shared one, so making hundreds of databases on it need not wait for the disk
+            server.execute("ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
         config.stash[_SERVED][name] = server.description
         config.stash[_SHARED][name] = _with_password(server).url
 
