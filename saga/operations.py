@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 from uuid import UUID
 
 from saga.definition.registry import Registry
-from saga.engine.verbs import Moved, Verb
+from saga.engine.verbs import UNEXPLAINED, Moved, Verb
 from saga.errors import (
     DeadLetterNotFound,
     PastPivot,
@@ -144,30 +144,29 @@ class Operations:
         that, and `describe().settlement` tells. `evidence` says where it can be seen. Raises VerbNotAllowed,
         ReasonRequired, SagaNotFound, UnknownSaga.
         """
-        return await self._order(Verb.MARK_DONE, run, actor, evidence, needs_reason=True)
+        return await self._order(Verb.MARK_DONE, run, actor, evidence)
 
     async def skip(self, run: Run, *, reason: str, actor: str = "client") -> Moved:
         """Settle a failed compensation by leaving the effect as it is; else as `mark_done`."""
-        return await self._order(Verb.SKIP, run, actor, reason, needs_reason=True)
+        return await self._order(Verb.SKIP, run, actor, reason)
 
     async def terminate(self, run: Run, *, reason: str, force: bool = False, actor: str = "client") -> Moved:
         """Stop at once, without undo; the effects that stand are kept in history and audit.
 
         `force` where there are any. Raises VerbNotAllowed, ReasonRequired, SagaNotFound, UnknownSaga.
         """
-        return await self._order(Verb.TERMINATE, run, actor, reason, needs_reason=True, force=force)
+        return await self._order(Verb.TERMINATE, run, actor, reason, force=force)
 
     async def abandon(self, run: Run, *, reason: str, actor: str = "client") -> Moved:
         """Give up an instance that needs attention; else as `terminate`."""
-        return await self._order(Verb.ABANDON, run, actor, reason, needs_reason=True)
+        return await self._order(Verb.ABANDON, run, actor, reason)
 
     async def order(
         self, verb: str, run: Run, *, reason: str, actor: str = "client", force: bool = False
     ) -> Moved:
         """Carry out a verb by its name, as the methods above do. Raises ValueError for a word that is none."""
         wanted = Verb(verb)
-        needs_reason = wanted not in (Verb.CANCEL, Verb.RETRY)
-        return await self._order(wanted, run, actor, reason, needs_reason=needs_reason, force=force)
+        return await self._order(wanted, run, actor, reason, force=force)
 
     async def _order(
         self,
@@ -176,11 +175,11 @@ class Operations:
         actor: str,
         reason: str,
         *,
-        needs_reason: bool = False,
         force: bool = False,
         session: Any = None,
     ) -> Moved:
-        if (needs_reason and not reason.strip()) or len(reason) > REASON_LENGTH_MAX or "\0" in reason + actor:
+        missing = verb not in UNEXPLAINED and not reason.strip()
+        if missing or len(reason) > REASON_LENGTH_MAX or "\0" in reason + actor:
             raise ReasonRequired(
                 f"{verb} takes a reason of 1 to {REASON_LENGTH_MAX} characters, without NUL."
             )

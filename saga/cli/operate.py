@@ -22,7 +22,7 @@ from saga.cli.output import document, say, table, visible
 from saga.client import Client
 from saga.clock import SystemClock
 from saga.engine.state import Status
-from saga.engine.verbs import Moved, Verb
+from saga.engine.verbs import UNEXPLAINED, Moved, Verb
 from saga.operations import Ordered
 from saga.storage.base import Filter
 from saga.views import Description
@@ -79,8 +79,6 @@ HELP: Final = {
     Verb.TERMINATE: "Stop at once, without undo; --force where effects stand.",
     Verb.ABANDON: "Give up an instance that needs attention.",
 }
-UNASKED: Final = (Verb.RETRY, Verb.CANCEL)
-"""Verbs that need no reason; the audit row then says that none was given."""
 
 
 def command(verb: Verb) -> Callable[..., None]:
@@ -107,7 +105,7 @@ def command(verb: Verb) -> Callable[..., None]:
         if force and verb is not Verb.TERMINATE:
             raise typer.BadParameter("only terminate can be forced", param_hint="--force")
         if not reason and not preview:
-            reason = "none given" if verb in UNASKED else typer.prompt("Reason", err=True)
+            reason = "none given" if verb in UNEXPLAINED else typer.prompt("Reason", err=True)
         asked = Asked(
             verb, app, reason, force, who(actor), yes or (verb is Verb.RETRY and id is not None), as_json
         )

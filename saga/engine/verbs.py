@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import NamedTuple, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 from saga.compensation.kinds import StepKind
 from saga.compensation.plan import UndoState, mark
@@ -42,6 +42,10 @@ class Verb(StrEnum):
     SKIP = "skip"
     TERMINATE = "terminate"
     ABANDON = "abandon"
+
+
+UNEXPLAINED: Final = frozenset({Verb.CANCEL, Verb.RETRY})
+"""Verbs that need no reason: what they do, the saga might have done by itself."""
 
 
 class Moved(NamedTuple):
