@@ -179,7 +179,8 @@ async def test_charges_less_refunds_match_the_sagas_whatever_is_killed_and_cut(
 ) -> None:
     faults.declare("line cut after the deed", "kill -9 around a call")
     if house.stack == "sqlite":
-        await die_one_after_the_other(house, faults)
+        for fail in DEATHS:
+            await deaths([house.start(fail)], house, faults)
         assert await asyncio.to_thread(house.start().wait, SECONDS_MAX) == 0, house.logs()
         app = payments.make_app(sagas=[payments.sale])
         async with app.as_operator() as client:
@@ -187,11 +188,16 @@ async def test_charges_less_refunds_match_the_sagas_whatever_is_killed_and_cut(
     else:
         app = payments.make_app(sagas=[payments.sale])
         async with app:
+            # all at once: what each of them held comes back when the database broker takes them for dead
+            dying = []
+            for fail in DEATHS:
+                dying.append(house.start(fail))
+                await house.ready()
             handles = []
             for number in range(ORDERS):
                 order = Order(id=f"order-{number}", shipped=number % 2 == 0)
                 handles.append(await app.client.start(payments.sale, order, id=order.id))
-            await die_one_after_the_other(house, faults)
+            await deaths(dying, house, faults)
             house.start()
             for handle in handles:
                 with suppress(SagaCompensated):
@@ -203,9 +209,8 @@ async def test_charges_less_refunds_match_the_sagas_whatever_is_killed_and_cut(
     assert len(house.provider.charges) == ORDERS, "one charge for each order, however often it was asked for"
 
 
-async def die_one_after_the_other(house: House, faults: Faults) -> None:
-    for fail in DEATHS:
-        process = house.start(fail)
+async def deaths(dying: list[subprocess.Popen[bytes]], house: House, faults: Faults) -> None:
+    for process in dying:
         await house.until(lambda process=process: process.poll() is not None)
         assert process.returncode == -signal.SIGKILL, house.logs()
         faults.fired("kill -9 around a call")

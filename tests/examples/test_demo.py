@@ -80,11 +80,11 @@ def test_embedded_demo_ends_with_every_scenario_as_expected_and_no_cent_lost() -
 def test_demo_on_servers_ends_with_scenarios_as_expected_and_no_cent_lost(
     servers: dict[str, str],
 ) -> None:
-    """Those in which a process dies, a message is lost, and an operator heals; CI plays all eight by `make demo`."""
-    chosen = [word for name in ("lost reply", "crash", "refund impossible") for word in ("--scenario", name)]
+    """The one in which processes die; CI plays all eight by `make demo`."""
+    chosen = ["--scenario", "crash"]
     demo = Demo("--stack", "postgres-rabbitmq", *chosen, **servers)
     assert (demo.status, demo.failed) == (0, set()), demo.text
-    assert demo.good == demo.of == 3
+    assert demo.good == demo.of == 1
     assert demo.before == demo.after > 0
 
 
