@@ -102,7 +102,7 @@ test-slow: $(READY) ## the same for those of more than ten seconds each: kills u
 features: $(READY) ## run all tests, write build/features.json and list which rows of features.md are open
 	@$(PY) -m devservices ensure postgres rabbitmq || true
 	@mkdir -p build
-	@$(call PYTEST,3) -q --features-json build/features.json $(ARGS) || echo "features: some tests failed, see above"
+	@$(call PYTEST,3) -q --features-json=build/features.json $(ARGS) || echo "features: some tests failed, see above"
 	@$(PY) -m tests.plugins.features build/features.json
 
 .PHONY: lint
