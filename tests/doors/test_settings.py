@@ -62,7 +62,7 @@ def test_code_wins_over_the_environment_and_the_environment_over_the_file(
     assert (origins["pool_size"], origins["grace"], origins["redrive"]) == ("environment", "code", "default")
 
 
-@pytest.mark.feature("I-08")
+@pytest.mark.feature("I-08", acceptance=True)
 @pytest.mark.stack("pure")
 @pytest.mark.parametrize(
     ("name", "near"),
@@ -199,7 +199,7 @@ def test_saga_config_names_a_typo_and_fails(monkeypatch: pytest.MonkeyPatch) -> 
     assert "did you mean SAGA_BROKER?" in done.output
 
 
-@pytest.mark.feature("I-08")
+@pytest.mark.feature("I-08", acceptance=True)
 @pytest.mark.stack("pure")
 def test_the_reference_page_is_what_the_code_says() -> None:
     """Made by `python -m devservices.settings_page`."""
