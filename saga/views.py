@@ -11,7 +11,7 @@ from uuid import UUID
 from pydantic_core import from_json
 
 from saga.definition.builder import SagaDefinition
-from saga.engine.decide import ASKED_MS, initial
+from saga.engine.decide import initial
 from saga.engine.state import CLOSED, CauseKind, State, Status, decode_state
 from saga.engine.verbs import allowed
 from saga.messages import FENCES, Direction
@@ -254,15 +254,14 @@ def _waiting(state: State, names: Sequence[str], created_at: datetime) -> Waitin
     waiting = state.outstanding
     if waiting is None:
         return None
-    asked = waiting.retry_ms == waiting.sent_ms + ASKED_MS
-    timed = waiting.retry_ms is not None and not asked
+    timed = waiting.retry_ms is not None and not waiting.asked
     return Waiting(
         names[waiting.step],
         str(waiting.direction),
         waiting.attempt,
         created_at + timedelta(milliseconds=waiting.sent_ms),
         created_at + timedelta(milliseconds=waiting.retry_ms or 0) if timed else None,
-        asked,
+        waiting.asked,
     )
 
 

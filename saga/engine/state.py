@@ -74,6 +74,11 @@ class Outstanding(NamedTuple):
     """When the next attempt goes out; None while an answer is awaited."""
     round: int = 0
 
+    @property
+    def asked(self) -> bool:
+        """Whether it was never sent, and only a person's order sends it (row E-04)."""
+        return self.attempt == 0
+
 
 class State(NamedTuple):
     """Everything `decide` needs to know of an instance. Identity is not stored in the snapshot, the row has it."""

@@ -10,7 +10,6 @@ W5 reply - W6 ack - W7.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from math import inf
 from typing import Any
@@ -24,7 +23,7 @@ from saga.participant.attempts import Attempt
 from saga.participant.calls import Calls, Ended
 from saga.participant.repeating import run_in_parts
 from saga.participant.served import InputInvalid, Served
-from saga.participant.settling import CallFailed, InvalidOutput, Settling
+from saga.participant.settling import CallFailed, InvalidOutput, Runs
 from saga.participant.stateless import WrongLength, batch_values, item_answer
 from saga.participant.switch import ABANDONED, EXPIRED
 from saga.storage.base import BarrierRow, HandlerTransaction
@@ -32,15 +31,8 @@ from saga.storage.base import BarrierRow, HandlerTransaction
 Given = list[tuple[Attempt, Answer]]
 
 
-class ForwardRuns:
+class ForwardRuns(Runs):
     """Runs groups of forward commands of one handler: one command, or up to N of a batch handler (P24)."""
-
-    def __init__(self, settling: Settling, calls: Calls, *, clock: Clock, counts: Counter[str]) -> None:
-        self._settling = settling
-        self._store = settling.store
-        self._calls = calls
-        self._clock = clock
-        self._counts = counts
 
     async def run(self, group: list[Attempt]) -> None:
         """Answer every command of the group, unless the process gives them up."""

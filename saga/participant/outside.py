@@ -14,13 +14,11 @@ output.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from pydantic_core import from_json, to_json
 
-from saga.clock import Clock
 from saga.failpoints import failpoint
 from saga.messages import NULL, Command, Direction
 from saga.outcomes import Inquiry, Refused
@@ -39,25 +37,17 @@ from saga.participant.answers import (
     Answer,
 )
 from saga.participant.attempts import Attempt
-from saga.participant.calls import Calls
 from saga.participant.forward import call, given_answers
 from saga.participant.intake import barrier_key
 from saga.participant.repeating import run_in_parts
 from saga.participant.served import InputInvalid, Served
-from saga.participant.settling import CallFailed, Settling
+from saga.participant.settling import CallFailed, Runs
 from saga.participant.stateless import item_answer
 from saga.storage.base import BarrierKey, BarrierRow
 
 
-class OutsideRuns:
+class OutsideRuns(Runs):
     """Runs the commands of activities that are declared `at_least_once`, one by one."""
-
-    def __init__(self, settling: Settling, calls: Calls, *, clock: Clock, counts: Counter[str]) -> None:
-        self._settling = settling
-        self._store = settling.store
-        self._calls = calls
-        self._clock = clock
-        self._counts = counts
 
     async def run(self, group: Sequence[Attempt]) -> None:
         """Answer every command of the group, unless the process gives them up."""

@@ -18,7 +18,7 @@ from saga.outcomes import Refused
 from saga.participant import answers
 from saga.participant.answers import Answer
 from saga.participant.attempts import Attempt
-from saga.participant.calls import Ended
+from saga.participant.calls import Calls, Ended
 from saga.participant.switch import ABANDONED, COMMITTING, EXPIRED
 from saga.storage.base import BarrierKey, BarrierRow, ParticipantStore
 
@@ -161,3 +161,14 @@ class Settling:
         """Wait before repetition number `failures`: doubling, jittered, at most 10 s."""
         seconds = min(PAUSE_SECONDS_MAX, PAUSE_SECONDS * 2 ** min(failures, 10))
         await self._clock.sleep(seconds * (0.5 + self._ids.fraction() / 2))
+
+
+class Runs:
+    """What every path of commands in a database works with."""
+
+    def __init__(self, settling: Settling, calls: Calls, *, clock: Clock, counts: Counter[str]) -> None:
+        self._settling = settling
+        self._store = settling.store
+        self._calls = calls
+        self._clock = clock
+        self._counts = counts

@@ -8,37 +8,28 @@ undo data of that row, never of the command.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic_core import from_json
 
-from saga.clock import Clock
 from saga.failpoints import failpoint
 from saga.messages import NULL
 from saga.participant import answers
 from saga.participant.answers import Answer
 from saga.participant.attempts import Attempt
-from saga.participant.calls import Calls, Ended
+from saga.participant.calls import Ended
 from saga.participant.forward import Given, call, given_answers
 from saga.participant.repeating import run_in_parts
 from saga.participant.served import InputInvalid, Served
-from saga.participant.settling import CallFailed, Settling
+from saga.participant.settling import CallFailed, Runs
 from saga.storage.base import BarrierKey, BarrierRow, HandlerTransaction
 
 Standing = Mapping[BarrierKey, BarrierRow]
 
 
-class UndoRuns:
+class UndoRuns(Runs):
     """Runs groups of compensations of one handler, and fences."""
-
-    def __init__(self, settling: Settling, calls: Calls, *, clock: Clock, counts: Counter[str]) -> None:
-        self._settling = settling
-        self._store = settling.store
-        self._calls = calls
-        self._clock = clock
-        self._counts = counts
 
     async def run(self, group: list[Attempt]) -> None:
         """Answer every compensation of the group, unless the process gives them up."""

@@ -26,17 +26,11 @@ from tests.crash import payments
 from tests.crash.payments import SECONDS_MAX, Order
 from tests.outbox.upgraded import upgraded
 from tests.plugins.features import Faults
+from tests.stacks import BROKERS, broker_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.feature("D-11")]
 
 ROOT: Final = Path(__file__).parents[2]
-BROKERS: Final = {
-    "sqlite": None,
-    "postgres-rabbitmq": "",
-    "postgres": "database://",
-    "sqlite-shared": "database://",
-}
-"""Stack to broker; "" is RabbitMQ's address."""
 ORDERS: Final = 20
 DEATHS: Final = ("W2:kill:n=2", "W3:kill:n=3", "W4:kill:n=2")
 """The row committed and nothing called; called and not on record; on record and not answered."""
@@ -157,7 +151,7 @@ async def house(
 ) -> AsyncIterator[House]:
     provider = Provider(faults)
     server = await asyncio.start_server(provider.serve, "127.0.0.1", 0)
-    broker = request.getfixturevalue("rabbitmq_url") if BROKERS[stack] == "" else BROKERS[stack]
+    broker = broker_of(stack, request)
     environment = {
         "DATABASE": url,
         "NAMESPACE": f"pay-{secrets.token_hex(4)}",
