@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import Connection, delete
+from sqlalchemy import Connection, delete, false
 
 from devservices import LocalPostgres
 from saga.adapters import queues_of
@@ -65,9 +65,7 @@ class DatabaseHarness(Harness):
             for table, column in ((t.channel, "name"), (t.queue, "channel"), (t.claim, "channel")):
                 connection.execute(delete(table).where(table.c[column] == channel))
 
-        if self._direct is None:
-            self._direct = Database(self._url, **self._ports)
-        await self._direct.run(remove)
+        await self._reach().run(remove)
 
     async def soon(self, what: Coroutine[Any, Any, T]) -> T:
         task = self.spawner.spawn(what, name="behaviour")
@@ -79,6 +77,13 @@ class DatabaseHarness(Harness):
 
     async def settle(self) -> None:
         await asyncio.sleep(self.settle_seconds)
+        # a commit of ours, so that a database that stands still for a while is waited for
+        await self._reach().run(lambda connection: connection.execute(delete(t.queue).where(false())))
+
+    def _reach(self) -> Database:
+        if self._direct is None:
+            self._direct = Database(self._url, **self._ports)
+        return self._direct
 
     def unique_prefix(self) -> str:
         return self._prefix

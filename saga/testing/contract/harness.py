@@ -145,6 +145,19 @@ class Harness(ABC):
         expect(len(taken) == count, f"expected {count} deliveries, got {len(taken)}")
         return taken
 
+    async def take_until(self, consumer: Consumer, body: bytes) -> list[Delivery]:
+        """Receive until this body is there; return it with all that came before and beside it."""
+        taken: list[Delivery] = []
+
+        async def receive() -> None:
+            while all(delivery.body != body for delivery in taken):
+                batch = await consumer.receive()
+                expect(batch, f"receive returned an empty sequence before {body!r}")
+                taken.extend(batch)
+
+        await self.soon(receive())
+        return taken
+
     def expect_marked(self, deliveries: Sequence[Delivery]) -> None:
         """See that all are marked as redelivered, where the broker keeps account of deliveries; a log does not."""
         if self.capabilities.delivery_count:
