@@ -178,7 +178,7 @@ def _shared(config: pytest.Config, kind: type[_K]) -> Callable[[], _K] | None:
 
 def _with_password(server: _S) -> _S:
     """Let addresses of our own PostgreSQL, which asks nobody for one, have a password that nothing may tell."""
-    from tests.plugins.canary import CANARY  # pytest must be the first to import a plugin
+    from tests.plugins.watch import CANARY
 
     if isinstance(server, LocalPostgres):
         server.url = make_url(server.url).set(password=CANARY).render_as_string(hide_password=False)

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from saga.cli import build
+from tests.plugins.canary import python_path
 
 ROOT = Path(__file__).parents[2]
 SECRET = "s3cr3t-canary"
@@ -150,7 +151,7 @@ def test_without_the_package_of_the_extra_one_line_says_so(tmp_path: Path) -> No
     (tmp_path / "typer.py").write_text("raise ModuleNotFoundError('No module named typer', name='typer')")
     done = subprocess.run(
         [sys.executable, "-c", "from saga.cli import main; main()"],
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        env={**os.environ, "PYTHONPATH": python_path(tmp_path, ROOT)},
         capture_output=True,
         text=True,
         timeout=60,

@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from saga.cli import build
+from tests.plugins.canary import python_path
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,7 +80,7 @@ def started(shop: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [sys.executable, "-m", "saga.cli", *arguments],
         cwd=shop,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": python_path(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.plugins.canary import python_path
+
 ROOT: Final = Path(__file__).parents[2]
 SECONDS_MAX: Final = 15.0
 STARTS: Final = 3
@@ -75,7 +77,12 @@ def timed(
 def fails(folder: Path, role: str, database: str, broker: str) -> str:
     """Start a process that is to fail in time; return what it said, in one line."""
     (folder / "service.py").write_text(APP)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "START_DATABASE": database, "START_BROKER": broker}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": python_path(ROOT),
+        "START_DATABASE": database,
+        "START_BROKER": broker,
+    }
     start, _ = timed(folder, environment, "config")
     took, process = timed(folder, environment, role, "service:app")
     assert took < SECONDS_MAX + STARTS * start

@@ -16,7 +16,7 @@ from saga import Participant, Refused, Saga
 from saga.app import App
 from saga.brokers.memory import MemoryBroker, MemoryQueues
 from saga.clock import SystemClock
-from tests.plugins.canary import CANARY
+from tests.plugins.watch import CANARY
 
 SECONDS_MAX = 30.0
 LIMIT = 1_000

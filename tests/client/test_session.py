@@ -17,7 +17,7 @@ from saga.app import App
 from saga.client import Client
 from saga.clock import SystemClock
 from tests.client.shop import Order, Place, Receipt, orders, purchase, shop
-from tests.plugins.canary import CANARY
+from tests.plugins.watch import CANARY
 
 pytestmark = pytest.mark.feature("C-02")
 

@@ -69,7 +69,7 @@ from saga.storage.sqlalchemy.parking import SqlParkingStore
 from saga.storage.sqlalchemy.recent import Known, RecentInstances
 from saga.testing.clock import VirtualClock
 from saga.testing.processes import DURABLE, MortalSpawner
-from tests.plugins.canary import CANARY
+from tests.plugins.watch import CANARY
 from tests.stacks import in_file, in_queue
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from saga.messages import Command
 from saga.storage.sqlalchemy import tables as t
 from tests.coordinator.harness import COMMAND_LOST, DONE, PATIENCE, Order, Receipt, Stack, calls, fail
 from tests.coordinator.sagas import QUICK, sequence, work
-from tests.plugins.canary import CANARY
+from tests.plugins.watch import CANARY
 
 STEPS = 300
 

@@ -26,6 +26,7 @@ from saga import (
     failpoints,
 )
 from saga.app import App
+from tests.plugins.watch import CANARY
 
 LIMIT: Final = timedelta(seconds=2)
 REDRIVE: Final = timedelta(milliseconds=500)
@@ -34,6 +35,7 @@ SECONDS_MAX: Final = 150
 
 class Order(BaseModel):
     id: str
+    card: str = CANARY
     amount: int = 10
     shipped: bool = True
 

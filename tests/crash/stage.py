@@ -38,6 +38,7 @@ from saga.messages import commands_channel, replies_channel
 from saga.outbox import relay
 from saga.storage.base import Filter
 from tests.crash.books import ACCOUNTS, accounts, bookings, orders
+from tests.plugins.watch import CANARY
 
 REDRIVE: Final = timedelta(milliseconds=300)
 SECONDS_MAX: Final = 60
@@ -51,6 +52,7 @@ class Order(BaseModel):
     amount: int = 10
     approved: bool = True
     waits: bool = False
+    card: str = CANARY
 
 
 ORDERS: Final = (Order(id="plain"), Order(id="refused", approved=False), Order(id="in session"))

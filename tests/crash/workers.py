@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from saga import ActivityContext, Participant, Saga
 from saga.app import App
 from tests.crash.books import bookings
+from tests.plugins.watch import CANARY
 
 NOTES: Final = "notes"
 RELEASE: Final = "release"
@@ -26,6 +27,7 @@ RELEASE: Final = "release"
 
 class Job(BaseModel):
     id: str
+    card: str = CANARY
 
 
 works = Participant("works", start_to_close=timedelta(seconds=float(os.environ.get("WORKERS_LIMIT", "30"))))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from saga.engine.effects import IncidentKind
+from tests.plugins.canary import python_path
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,7 +52,7 @@ def run(folder: Path, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": python_path(ROOT)},
         capture_output=True,
         text=True,
         timeout=60,

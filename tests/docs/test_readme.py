@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from saga.storage.sqlalchemy.tables import metadata
+from tests.plugins.canary import python_path
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -29,7 +30,7 @@ def test_the_first_example_runs_as_it_stands_in_an_empty_folder(tmp_path: Path) 
     run = subprocess.run(
         [sys.executable, "transfer.py"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": python_path(ROOT)},
         capture_output=True,
         text=True,
         timeout=60,

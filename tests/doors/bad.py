@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from saga.messages import COMMAND_BYTES_MAX, Command, command_id, encode_command, replies_channel
-from tests.plugins.canary import CANARY
+from tests.plugins.watch import CANARY
 
 DEEP: Final = 100_000
 HUGE: Final = 10 * 1024 * 1024

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import traceback
@@ -22,7 +23,8 @@ from saga.payloads import codec
 from saga.retry import RetryPolicy
 from tests.doors.bad import written
 from tests.doors.place import Place, until
-from tests.plugins.canary import CANARY, Canary
+from tests.plugins.canary import Canary
+from tests.plugins.watch import CANARY
 
 WAYS = ("done", "refused", "failed", "broken output", "stuck", "unreadable")
 SOON = RetryPolicy(initial=timedelta(milliseconds=20), maximum=timedelta(milliseconds=40), attempts=2)
@@ -187,7 +189,7 @@ def test_no_password_is_told_by_the_program(
 PROGRAM = """
 import asyncio, logging, sys
 from tests.doors.test_nothing_is_told import Order, clerk, whole
-from tests.plugins.canary import CANARY
+from tests.plugins.watch import CANARY
 from saga import App, SagaError
 
 async def main():
@@ -215,6 +217,7 @@ def test_a_process_at_debug_tells_nothing_of_a_payload_even_as_it_dies(tmp_path:
         text=True,
         timeout=60,
         cwd=Path(__file__).parents[2],
+        env={**os.environ, "CANARY_HITS": ""},  # the driver shall tell its arguments here
     )
     output = done.stdout + done.stderr
     assert "SagaCompensated [SG401]" in output
@@ -261,9 +264,9 @@ def test_the_canary_is_found_where_it_is_told(
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     pytester.makeconftest(
         """
-        import tests.plugins.canary
+        import tests.plugins.watch
 
-        tests.plugins.canary.CANARY = "nightingale"
+        tests.plugins.watch.CANARY = "nightingale"
         pytest_plugins = ["tests.plugins.canary"]
         """
     )

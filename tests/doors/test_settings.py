@@ -27,7 +27,8 @@ from saga.clock import SystemClock, TaskSpawner
 from saga.errors import ConfigurationError
 from saga.messages import commands_channel, decode_commands, parking_channel
 from tests.outbox.upgraded import upgraded
-from tests.plugins.canary import CANARY as SECRET
+from tests.plugins.canary import python_path
+from tests.plugins.watch import CANARY as SECRET
 
 SECONDS_MAX = 20.0
 
@@ -388,7 +389,7 @@ def test_log_level_is_that_of_the_program(tmp_path: Path) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "saga.cli", "coordinator", "quiet:app"],
             cwd=tmp_path,
-            env={**os.environ, "SAGA_LOG_LEVEL": level, "PYTHONPATH": str(Path(__file__).parents[2])},
+            env={**os.environ, "SAGA_LOG_LEVEL": level, "PYTHONPATH": python_path(Path(__file__).parents[2])},
             capture_output=True,
             text=True,
             check=True,

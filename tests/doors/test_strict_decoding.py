@@ -27,7 +27,7 @@ from saga.messages import (
 )
 from tests.doors.bad import HEAVY, TABLE, TEXTS, Bad, command, written
 from tests.doors.place import Order, Place, Replies, errand, until
-from tests.plugins.canary import CANARY
+from tests.plugins.watch import CANARY
 
 MEGABYTE = 1024 * 1024
 PAGE = 4096

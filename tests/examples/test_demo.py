@@ -21,7 +21,7 @@ from examples.money_transfer.__main__ import main
 from examples.money_transfer.apps import SCHEMAS
 from examples.money_transfer.scenarios import SCENARIOS
 from saga.messages import commands_channel, parking_channel, replies_channel
-from tests.plugins.canary import CANARY
+from tests.plugins.watch import CANARY
 
 ROOT = Path(__file__).parents[2]
 SECONDS_MAX = 300

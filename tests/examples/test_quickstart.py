@@ -14,6 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from devservices import Postgres, RabbitMq
+from tests.plugins.canary import python_path
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "quickstart.py"
@@ -48,7 +49,7 @@ def urls(stack: str, request: pytest.FixtureRequest) -> Iterator[dict[str, str]]
 @pytest.mark.feature("I-01", acceptance=True, scale=1.0)
 def test_quickstart_killed_in_the_middle_and_run_again_finishes(urls: dict[str, str], tmp_path: Path) -> None:
     """What was done stays done: the second run does not book the hotel again."""
-    _check_kill_and_run_again(Path(sys.executable), tmp_path, {**urls, "PYTHONPATH": str(ROOT)})
+    _check_kill_and_run_again(Path(sys.executable), tmp_path, {**urls, "PYTHONPATH": python_path(ROOT)})
 
 
 @pytest.mark.slow
@@ -64,12 +65,12 @@ def test_quickstart_runs_from_the_built_wheel_in_an_empty_environment(tmp_path: 
     python = environment / "bin" / "python"
     _link_core_dependencies(python)
     _install(wheel, python)
-    found = _run([str(python), "-c", FIND], tmp_path, {"PYTHONPATH": ""}).split()
+    found = _run([str(python), "-c", FIND], tmp_path, {"PYTHONPATH": python_path()}).split()
     assert len(found) == 1
     assert found[0].startswith(str(environment))
     empty = tmp_path / "empty"
     empty.mkdir()
-    _check_kill_and_run_again(python, empty, {"PYTHONPATH": ""})
+    _check_kill_and_run_again(python, empty, {"PYTHONPATH": python_path()})
 
 
 @pytest.mark.feature("I-01")

@@ -30,8 +30,8 @@ from saga.clock import SystemClock
 from saga.outbox.relay import waves
 from saga.storage.base import StoredRow
 from saga.storage.sqlalchemy.database import async_url
-from tests.plugins.canary import CANARY
 from tests.plugins.features import Faults
+from tests.plugins.watch import CANARY
 from tests.stacks import broker_of, every_stack
 
 clock = SystemClock()

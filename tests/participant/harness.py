@@ -23,7 +23,7 @@ from saga.storage.sqlalchemy.database import Database
 from saga.storage.sqlalchemy.parking import SqlParkingStore
 from saga.storage.sqlalchemy.participant import SqlParticipantStore
 from saga.storage.sqlalchemy.tables import barrier, lone_run, metadata, parked
-from tests.plugins.canary import CANARY
+from tests.plugins.watch import CANARY
 
 NAMESPACE = "default"
 REPLIES = "saga.default.replies"

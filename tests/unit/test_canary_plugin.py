@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugins.canary import CANARY
+from tests.plugins.watch import CANARY
 
 ROOT = Path(__file__).parents[2]
 TESTS = f"""
-import logging
+import logging, subprocess, sys
 
 log = logging.getLogger("saga.somewhere")
 
@@ -21,6 +21,15 @@ def test_traceback():
         raise ValueError("{CANARY}")
     except ValueError:
         log.debug("x", exc_info=True)
+def test_a_process_that_it_starts(capfd):
+    code = "import logging; logging.basicConfig(level='INFO'); a = logging.getLogger('a'); "
+    done = subprocess.run([sys.executable, "-c", code + "a.debug('%s', '{CANARY}'); a.info('x')"])
+    assert done.returncode == 0
+    assert capfd.readouterr().err == "INFO:a:x\\n"
+def test_a_process_that_configures_nothing_prints_its_warnings(capfd):
+    code = "import logging; a = logging.getLogger('a'); a.info('x'); a.warning('y')"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert capfd.readouterr().err == "y\\n"
 def test_silence(): log.debug("x")
 def test_caplog_has_warnings(caplog):
     log.info("no")
@@ -40,5 +49,6 @@ def test_a_word_told_anywhere_fails_its_test_and_no_other(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     pytester.makepyfile(TESTS)
     result = pytester.runpytest_subprocess("-p", "tests.plugins.canary", "-p", "no:randomly")
-    result.assert_outcomes(failed=3, passed=3)
+    result.assert_outcomes(failed=4, passed=4)
     result.stdout.fnmatch_lines(["*was told in the log saga.somewhere at DEBUG*"])
+    result.stdout.fnmatch_lines(["*was told in the log a at DEBUG*in a process that was started*"])
