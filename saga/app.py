@@ -33,7 +33,13 @@ from saga.definition.activity import Participant, check_name
 from saga.definition.builder import Saga
 from saga.definition.registry import Registry
 from saga.engine.model import Redrive
-from saga.errors import ConfigurationError, MissingCapability
+from saga.errors import (
+    BrokerUnavailable,
+    ConfigurationError,
+    MissingCapability,
+    SagaError,
+    StorageUnavailable,
+)
 from saga.messages import BODY_BYTES_MAX, commands_channel, replies_channel
 from saga.outbox.events import Outbox
 from saga.outbox.parking import Parking
@@ -61,6 +67,8 @@ log: Final[logging.Logger] = logging.getLogger("saga.app")
 
 COORDINATOR_POOL: Final = 5
 HEALTH_SECONDS: Final = 2.0
+ROLE_START_SECONDS: Final = 12.0
+"""Bound of a role's start as a whole: every call has one of its own, and slow ones stand in a row."""
 T = TypeVar("T")
 
 
@@ -184,16 +192,25 @@ class App:
         UnsupportedDatabase, StorageUnavailable, BrokerUnavailable, TopologyMismatch, MissingCapability,
         DefinitionChanged; nothing is left running then.
         """
+        await self._start(None, coordinator=coordinator, participants=participants, broker=broker)
+
+    async def _start(
+        self, seconds: float | None, *, coordinator: bool, participants: bool, broker: bool
+    ) -> None:
         if self._running is not None:
             raise ConfigurationError("The app is running already.")
         running = _Running(self)
         try:
-            await running.start(
-                coordinator=coordinator and bool(self.registry.served()),
-                participants=participants and bool(self.participants),
-                events=bool(self.topics) and (coordinator or participants),
-                broker=broker,
-            )
+            async with asyncio.timeout(seconds):
+                await running.start(
+                    coordinator=coordinator and bool(self.registry.served()),
+                    participants=participants and bool(self.participants),
+                    events=bool(self.topics) and (coordinator or participants),
+                    broker=broker,
+                )
+        except TimeoutError:
+            await running.stop(timedelta(seconds=1))
+            raise running.too_slow() from None
         except BaseException:
             await running.stop(timedelta(seconds=1))
             raise
@@ -206,13 +223,13 @@ class App:
             await running.stop(self.settings.grace if grace is None else grace)
 
     async def run_coordinator(self, stop: asyncio.Event, grace: timedelta | None = None) -> None:
-        """Run the coordinator and its relay until `stop` is set."""
+        """Run the coordinator and its relay until `stop` is set. Raises what `start` does, within 12 s."""
         if not self.registry.served():
             raise ConfigurationError("This app has no sagas; give App(sagas=[...]).")
         await self._run_until(stop, grace, coordinator=True, participants=False)
 
     async def run_participant(self, stop: asyncio.Event, grace: timedelta | None = None) -> None:
-        """Run the participants until `stop` is set."""
+        """Run the participants until `stop` is set. Raises what `start` does, within 12 s."""
         if not any(activity.handler for each in self.participants for activity in each.activities.values()):
             raise ConfigurationError(
                 "This app has no participant with handlers; give App(participants=[...])."
@@ -222,7 +239,7 @@ class App:
     async def _run_until(
         self, stop: asyncio.Event, grace: timedelta | None, *, coordinator: bool, participants: bool
     ) -> None:
-        await self.start(coordinator=coordinator, participants=participants)
+        await self._start(ROLE_START_SECONDS, coordinator=coordinator, participants=participants, broker=True)
         log.info("ready")
         try:
             await stop.wait()
@@ -331,6 +348,7 @@ class _Running:
         self.relay: Relay | None = None
         self.coordinator: Coordinator | None = None
         self.participants: ParticipantService | None = None
+        self._prepared = False
         self._connected = False
         self._consumed: list[str] = []
 
@@ -339,6 +357,7 @@ class _Running:
         self._app.check_capabilities(self.broker)
         if self.database is not None:
             await self._app.prepare_database(self.database)
+        self._prepared = True
         self._connected = broker
         self._consumed = self._channels(coordinator, participants)
         if broker:
@@ -361,6 +380,15 @@ class _Running:
             self.relay.start()
         else:
             self.relay = None
+
+    def too_slow(self) -> SagaError:
+        """Return the error of a start that took too long, by what it waited for."""
+        if self._prepared:
+            return BrokerUnavailable(
+                f"The broker {self.broker.capabilities.name} answers too slowly to start on; try again."
+            )
+        place = "" if self.database is None else f" at {self.database.place}"
+        return StorageUnavailable(f"The database{place} answers too slowly to start on; try again.")
 
     def _make_outbox(self, database: Database) -> None:
         app = self._app

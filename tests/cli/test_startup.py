@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 import pytest
 
+from saga.app import ROLE_START_SECONDS
 from tests.plugins.canary import python_path
+from tests.proxy import ProxyFactory
 
 ROOT: Final = Path(__file__).parents[2]
 SECONDS_MAX: Final = 15.0
@@ -74,6 +78,11 @@ def timed(
     return time.monotonic() - began, done
 
 
+def upgrade(url: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "saga.cli", "db", "upgrade", "--database", url], check=False)
+    assert done.returncode == 0
+
+
 def fails(folder: Path, role: str, database: str, broker: str) -> str:
     """Start a process that is to fail in time; return what it said, in one line."""
     (folder / "service.py").write_text(APP)
@@ -128,6 +137,26 @@ def test_what_cannot_be_reached_is_named(
         ),
     }[what]
     assert f"saga: {said} was not reached: " in fails(tmp_path, role, database, broker)
+
+
+@pytest.mark.stack("postgres-rabbitmq")
+@pytest.mark.slow
+async def test_two_slow_servers_in_a_row_have_one_bound(
+    postgres_url: str, silent: str, tmp_path: Path, proxy: ProxyFactory
+) -> None:
+    """The database takes its seconds and answers; what is left for the broker is less than it would have alone."""
+    await asyncio.to_thread(upgrade, postgres_url)
+    link = await proxy(postgres_url)
+    link.delay(timedelta(seconds=0.08))
+    began = time.monotonic()
+    said = await asyncio.to_thread(
+        fails, tmp_path, "coordinator", link.url, f"amqp://saga:{SECRET}@{silent}/"
+    )
+    assert (
+        "saga: BrokerUnavailable [SG503] The broker rabbitmq answers too slowly to start on; try again."
+        in said
+    )
+    assert time.monotonic() - began > ROLE_START_SECONDS
 
 
 @pytest.mark.stack("sqlite")
