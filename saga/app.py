@@ -118,9 +118,7 @@ class App:
         is sent again after `redrive`, doubling to ten times that. `grace` is what `stop` gives to what is under way.
         Raises ConfigurationError, DefinitionError, DefinitionChanged.
         """
-        from saga import settings  # not before an app is made: it takes a while to import
-
-        self.settings: Settings = settings.load(
+        self.settings: Settings = self.load_settings(
             database=database,
             broker=broker if broker is None or isinstance(broker, str) else f"{broker.capabilities.name}://",
             namespace=namespace,
@@ -275,6 +273,12 @@ class App:
         return self._running.broker
 
     # --- what the parts are made of -----------------------------------------------------------
+
+    def load_settings(self, **code: Any) -> Settings:
+        """Return the settings of this app; `code` gives those that it says itself."""
+        from saga import settings  # not before an app is made: it takes a while to import
+
+        return settings.load(**code)
 
     def make_spawner(self) -> TaskSpawner:
         """Return the owner of every task of this app."""

@@ -118,8 +118,7 @@ class Relay:
             await self._renew(now)
         if now >= self._rescan_at:
             self._low, self._rescan_at = 0, now + RESCAN_SECONDS
-            self._learn_blocked(await self._store.read_blocked(), now)
-            await self._store.move_due(BATCH)
+            self._learn_blocked(await self._store.rescan(BATCH), now)
         if not self._leases:
             return False
         age = 0.0 if self._fresh else max(AGE_SECONDS, self._publisher.confirm_seconds * 2)

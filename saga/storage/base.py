@@ -492,8 +492,11 @@ class OutboxStore(Protocol):
         """Count a failed send of a row's key and open an incident, if the lease's epoch is still ours."""
         ...
 
-    async def read_blocked(self) -> Mapping[str, float]:
-        """Return the keys that wait for their next try: ordering key to seconds from now, 0 when due."""
+    async def rescan(self, limit: int) -> Mapping[str, float]:
+        """Move due rows as `move_due` does, and return the keys that wait for their next try, in one transaction.
+
+        Ordering key to seconds from now, 0 when due.
+        """
         ...
 
     async def unblock(self, keys: Collection[str]) -> None:

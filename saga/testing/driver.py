@@ -7,7 +7,7 @@ world; only a handler that takes longer than some two seconds is taken as hangin
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sized
 from datetime import datetime
 from typing import Final, NamedTuple, Protocol, TypeVar
 
@@ -18,6 +18,8 @@ T = TypeVar("T")
 
 CALM_PASSES: Final = 40
 """Turns of the loop in which nothing was under way: whatever wanted to go on has done so."""
+IDLE_PASSES: Final = 3
+"""As many are enough if nobody else wanted to go on in any of them."""
 LOOK_SECONDS: Final = 0.0005
 HANGING_LOOKS: Final = 2_000
 """A handler that runs through so many is taken as hanging: two seconds, or more on a machine with no time for us."""
@@ -100,18 +102,20 @@ class Driver:
 
     async def quiet(self) -> None:
         """Return when nothing moves, or only handlers that hang."""
-        calm, looks = 0, 0
-        while calm < CALM_PASSES:
+        calm, idle, looks = 0, 0, 0
+        # what waits to run in the next turn of asyncio's own loop; another kind of loop does not tell
+        ready: Sized = getattr(asyncio.get_running_loop(), "_ready", (None,))
+        while calm < CALM_PASSES and idle < IDLE_PASSES:
             handling = self._moving.handling
             if looks >= HANGING_LOOKS:
                 self._hanging = handling
             elif handling != self._hanging:
                 self._hanging = []
             if (self._moving.under_way or handling) and not (handling and handling == self._hanging):
-                calm, looks = 0, looks + 1 if handling else 0
+                calm, idle, looks = 0, 0, looks + 1 if handling else 0
                 await self._real.sleep(LOOK_SECONDS)
             else:
-                calm += 1
+                calm, idle = calm + 1, 0 if ready else idle + 1
                 await self._real.sleep(0)
 
     async def _next_seconds(self) -> float | None:

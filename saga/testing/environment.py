@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 from uuid import UUID
 
 from sqlalchemy import URL, Connection, MetaData, bindparam, create_engine, event, func, select
@@ -48,9 +48,12 @@ from saga.testing.driver import Driver, Due, StoodStill
 from saga.testing.faults import Faults
 from saga.testing.faulty import Held
 from saga.testing.handlers import Ledger, Stage, StandIns, participants
-from saga.testing.inline import run_inline
+from saga.testing.inline import CONNECT, inline
 from saga.testing.processes import NAMESPACE, MortalSpawner, Process, StayingDatabase, connections_out
 from saga.testing.started import Started, started
+
+if TYPE_CHECKING:
+    from saga.settings import Settings
 
 I = TypeVar("I")  # noqa: E741 - I for input, R for result
 R = TypeVar("R")
@@ -162,6 +165,7 @@ class Environment:
         self._queues = MemoryQueues()
         self._held: list[Held] = []
         self._processes: dict[str, Process] = {}
+        self._settings: list[Settings] = []
         self._reviving = 0
         self._broken: Exception | None = None
         self._sessions: list[tuple[AsyncSession, str]] = []
@@ -183,7 +187,6 @@ class Environment:
             ports: dict[str, Any] = {"clock": self.clock, "ids": SystemIds(), "spawner": self._tasks}
             self._database = StayingDatabase(url, **ports, pool_size=POOL)
             stack.push_async_callback(self._database.shut)
-            run_inline(self._database.engine)
             _forget_on_power_loss(self._database.engine)
             if self._given is not None:
                 await self._database.run(schema.upgrade)
@@ -231,7 +234,7 @@ class Environment:
     def _create(self, connection: Connection) -> None:
         Ledger.create(connection)
         for metadata in self._tables:
-            metadata.create_all(connection)
+            metadata.create_all(connection, checkfirst=self._given is not None or len(self._tables) > 1)
 
     async def _raise(self, role: str) -> None:
         """Start a process, anew if it died."""
@@ -249,6 +252,7 @@ class Environment:
             redrive=self._redrive,
             strike=lambda: self._processes[victim].kill(),
             died=self._died,
+            settings=self._settings,
             **app,
         )
         self._processes[role] = made
@@ -496,9 +500,8 @@ def _status(connection: Connection, run_id: UUID) -> str:
 
 def _plain_engine(url: URL) -> AsyncEngine:
     """Return an engine whose transactions begin at their first statement, savepoints included (LITE-1)."""
-    engine = create_async_engine(url, connect_args={"isolation_level": None})
+    engine = create_async_engine(inline(url), connect_args=CONNECT)
     compile_once(engine)
-    run_inline(engine)
     _forget_on_power_loss(engine)
 
     @event.listens_for(engine.sync_engine, "begin")

@@ -1,50 +1,95 @@
 """SQLite without a thread: what a statement needs is there at once, so a transaction is one turn of the loop.
 
 aiosqlite gives each connection a thread, and every call two switches to it and back, which is most of what a short
-transaction costs. A file that only this loop writes to has nothing to wait for. Where somebody does hold it, such as a
-session of the test with a transaction open, the answer is SQLITE_BUSY at once, and the caller tries again.
+transaction costs. A file that only this loop writes to has nothing to wait for, so here SQLAlchemy's asynchronous
+engine stands on the synchronous driver. Where somebody does hold the file, such as a session of the test with a
+transaction open, the answer is SQLITE_BUSY at once, and the caller tries again.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Generator
-from typing import Any
+from collections.abc import Generator
+from typing import Any, Final
 
-import aiosqlite
-from sqlalchemy import event
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import URL, Pool
+from sqlalchemy.dialects import registry
+from sqlalchemy.dialects.sqlite.base import SQLiteExecutionContext
+from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
+from sqlalchemy.pool import AsyncAdaptedQueuePool
+from sqlalchemy.util import await_only
 
-
-class InlineConnection(aiosqlite.Connection):
-    """An aiosqlite connection whose calls are made where they are awaited."""
-
-    async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return fn(*args, **kwargs)
-
-    async def _connect(self) -> InlineConnection:
-        self._connection: sqlite3.Connection | None = self._connector()
-        return self
-
-    def __await__(self) -> Generator[Any, None, InlineConnection]:
-        return self._connect().__await__()
-
-    async def close(self) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+DRIVER: Final = "saga_inline"
 
 
-def run_inline(engine: AsyncEngine) -> None:
-    """Let an engine on a SQLite file open connections without threads."""
+class InlineCursor(sqlite3.Cursor):
+    """A cursor that says what SQLAlchemy asks those of asynchronous drivers."""
 
-    def connect(*place: Any, **options: Any) -> InlineConnection:
-        options |= {"timeout": 0.0, "check_same_thread": False}
-        return InlineConnection(lambda: sqlite3.connect(*place, **options), 64)
+    server_side = False
 
-    @event.listens_for(engine.sync_engine, "do_connect")
-    def opened(_dialect: Any, _record: Any, _arguments: Any, options: dict[str, Any]) -> None:
-        options["async_creator_fn"] = connect
+    async def _async_soft_close(self) -> None:
+        """Close what is held at the server: nothing."""
+
+
+class InlineConnection(sqlite3.Connection):
+    """A connection with such cursors."""
+
+    def cursor(self, factory: Any = InlineCursor) -> Any:
+        return super().cursor(factory)
+
+
+CONNECT: Final[dict[str, Any]] = {
+    "timeout": 0.0,
+    "isolation_level": None,
+    "check_same_thread": False,
+    "factory": InlineConnection,
+}
+"""Arguments of a connection: no waiting, and nothing begun that was not asked for (LITE-1)."""
+
+
+class _AtOnce:
+    """An awaitable that is done already."""
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return
+        yield
+
+
+_AT_ONCE: Final = _AtOnce()
+
+
+class InlineExecution(SQLiteExecutionContext):
+    """How a statement runs; `stream()` wants a cursor of its own kind, and any cursor here fetches row by row."""
+
+    def create_server_side_cursor(self) -> Any:
+        return self._dbapi_connection.cursor()
+
+
+class InlineDialect(SQLiteDialect_pysqlite):
+    """SQLite through the standard library's driver, for an asynchronous engine."""
+
+    driver = DRIVER
+    supports_statement_cache = True
+    supports_server_side_cursors = True
+    is_async = True
+    execution_ctx_cls = InlineExecution
+
+    @classmethod
+    def get_pool_class(cls, url: URL) -> type[Pool]:
+        return AsyncAdaptedQueuePool  # whoever waits for a connection lets the loop turn
+
+    def do_execute(self, cursor: Any, statement: Any, parameters: Any, context: Any = None) -> None:
+        await_only(_AT_ONCE)  # an asynchronous connection refuses a driver that never awaits
+        cursor.execute(statement, parameters)
+
+    def do_executemany(self, cursor: Any, statement: Any, parameters: Any, context: Any = None) -> None:
+        await_only(_AT_ONCE)
+        cursor.executemany(statement, parameters)
+
+
+registry.register(f"sqlite.{DRIVER}", __name__, InlineDialect.__name__)
+
+
+def inline(url: URL) -> URL:
+    """Return the address of the same file, through the driver above."""
+    return url.set(drivername=f"sqlite+{DRIVER}")

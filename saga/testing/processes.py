@@ -10,8 +10,9 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import QueuePool
 
@@ -23,6 +24,10 @@ from saga.storage.sqlalchemy.database import Database
 from saga.testing.compiled import compile_once
 from saga.testing.faults import Faults
 from saga.testing.faulty import FaultyBroker, Held
+from saga.testing.inline import CONNECT, inline
+
+if TYPE_CHECKING:
+    from saga.settings import Settings
 
 T = TypeVar("T")
 
@@ -59,6 +64,9 @@ class MortalSpawner(TaskSpawner):
 class StayingDatabase(Database):
     """A database whose connections outlive the processes that use them."""
 
+    def _sqlite_driver(self) -> tuple[URL, dict[str, Any]]:
+        return inline(self.url), CONNECT
+
     def _sqlite_engine(self, pool_size: int) -> AsyncEngine:
         engine = super()._sqlite_engine(pool_size)
         compile_once(engine)
@@ -93,9 +101,14 @@ class Process(App):
         redrive: timedelta,
         strike: Callable[[], None],
         died: Callable[[Process], None],
+        settings: list[Settings],
         **app: Any,
     ) -> None:
-        """A fault that kills, met on this process's connection, calls `strike`; `died` is told of this one's death."""
+        """A fault that kills, met on this process's connection, calls `strike`; `died` is told of this one's death.
+
+        `settings` holds those of the processes before it: all of an environment have the same.
+        """
+        self._same = settings
         super().__init__(
             str(database.url), broker="memory://", namespace=NAMESPACE, clock=clock, redrive=redrive, **app
         )
@@ -108,6 +121,11 @@ class Process(App):
         self._died = died
         self._spawners: list[MortalSpawner] = []
         self._connection: MemoryBroker | None = None
+
+    def load_settings(self, **code: Any) -> Settings:
+        if not self._same:
+            self._same.append(super().load_settings(**code))
+        return self._same[0]
 
     def make_spawner(self) -> TaskSpawner:
         self._spawners.append(made := MortalSpawner())

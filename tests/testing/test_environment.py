@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import insert, inspect, select, text
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
+from examples.money_transfer.transfer import accounts
 from saga import ConfigurationError, Participant, Refused, Saga, SagaCompensated
 from saga.testing import ALWAYS, Environment, LeftBehind
 from tests.testing.bank import (
@@ -166,6 +169,24 @@ async def test_an_engine_of_the_users_names_the_database(tmp_path: Path) -> None
         found = await connection.exec_driver_sql("SELECT balance FROM account WHERE id = 'bob'")
         assert found.scalar_one() == 75
     await engine.dispose()
+
+
+async def test_a_session_has_all_that_an_asynchronous_session_has() -> None:
+    """The driver below is a synchronous one: streams, savepoints, raw SQL and `run_sync` work as everywhere."""
+    async with Environment(money_transfer, tables=metadata) as env, env.session() as session:
+        async with session.begin():
+            await session.execute(insert(accounts), [{"id": f"a{n}", "balance": n} for n in range(5)])
+            with pytest.raises(IntegrityError):
+                async with session.begin_nested():
+                    await session.execute(insert(accounts).values(id="a0", balance=0))
+        streamed = await session.stream(select(accounts.c.balance).order_by(accounts.c.id))
+        assert [row.balance async for row in streamed] == [0, 1, 2, 3, 4]
+        assert await session.scalar(text("SELECT sum(balance) FROM account")) == 10
+        connection = await session.connection()
+        assert await connection.run_sync(lambda sync: inspect(sync).has_table("account"))
+        streaming = await connection.stream(select(accounts.c.id))
+        assert len(await streaming.fetchmany(2)) == 2
+        await session.rollback()
 
 
 def test_a_server_is_refused_because_its_clock_cannot_jump() -> None:

@@ -112,21 +112,27 @@ class Database:
         self._reading = self.engine.execution_options(saga_reads=True) if self.writer else None
 
     def _sqlite_engine(self, pool_size: int) -> AsyncEngine:
+        url, connect_args = self._sqlite_driver()
         engine = create_async_engine(
-            self.url,
+            url,
             hide_parameters=True,
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=STATEMENT_SECONDS,
-            connect_args={
-                "timeout": STATEMENT_SECONDS,
-                "isolation_level": None,
-                "async_creator_fn": quiet.connect,
-            },
+            connect_args=connect_args,
         )
         assert self.writer is not None
         _queue_writers(engine, self.writer)
         return engine
+
+    def _sqlite_driver(self) -> tuple[URL, dict[str, Any]]:
+        """Return the address for the engine and the arguments of its connections."""
+        arguments = {
+            "timeout": STATEMENT_SECONDS,
+            "isolation_level": None,
+            "async_creator_fn": quiet.connect,
+        }
+        return self.url, arguments
 
     def _postgresql_engine(self, pool_size: int, idle_seconds: float | None) -> AsyncEngine:
         settings = {

@@ -93,31 +93,12 @@ class SqlOutboxStore:
         )
 
     async def move_due(self, limit: int) -> int:
-        d = t.outbox_delayed.c
+        return await self._database.run(lambda connection: self._move_due(connection, limit))
 
-        def transaction(connection: Connection) -> int:
-            due = connection.execute(
-                select(d.message_id, d.part, d.channel, d.ordering_key, d.body)
-                .where(d.namespace == self._namespace, d.due_at <= self._sql.due_now(connection))
-                .order_by(d.due_at)
-                .limit(limit)
-                .with_for_update(skip_locked=True)
-            ).all()
-            if due:
-                now = self._sql.now(connection)
-                if self._queued:
-                    connection.execute(
-                        insert(t.queue), [queue_row(OutboxRow(**row._mapping), now) for row in due]
-                    )
-                else:
-                    rows = [{"namespace": self._namespace, "created_at": now, **row._mapping} for row in due]
-                    connection.execute(insert(t.outbox), rows)
-                connection.execute(
-                    delete(t.outbox_delayed).where(
-                        d.namespace == self._namespace, d.message_id.in_([row.message_id for row in due])
-                    )
-                )
-            return len(due)
+    async def rescan(self, limit: int) -> Mapping[str, float]:
+        def transaction(connection: Connection) -> Mapping[str, float]:
+            self._move_due(connection, limit)
+            return self._read_blocked(connection)
 
         return await self._database.run(transaction)
 
@@ -171,20 +152,6 @@ class SqlOutboxStore:
 
         return await self._database.run(transaction)
 
-    async def read_blocked(self) -> Mapping[str, float]:
-        b = t.blocked_key.c
-
-        def transaction(connection: Connection) -> Mapping[str, float]:
-            rows = connection.execute(
-                select(b.ordering_key, b.next_try_at).where(b.namespace == self._namespace)
-            ).all()
-            if not rows:
-                return {}
-            now = self._sql.now(connection)
-            return {row.ordering_key: max((row.next_try_at - now).total_seconds(), 0.0) for row in rows}
-
-        return await self._database.run(transaction)
-
     async def unblock(self, keys: Collection[str]) -> None:
         b, n = t.blocked_key.c, t.incident.c
 
@@ -204,6 +171,41 @@ class SqlOutboxStore:
             )
 
         await self._database.run(transaction)
+
+    def _move_due(self, connection: Connection, limit: int) -> int:
+        d = t.outbox_delayed.c
+        due = connection.execute(
+            select(d.message_id, d.part, d.channel, d.ordering_key, d.body)
+            .where(d.namespace == self._namespace, d.due_at <= self._sql.due_now(connection))
+            .order_by(d.due_at)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        ).all()
+        if due:
+            now = self._sql.now(connection)
+            if self._queued:
+                connection.execute(
+                    insert(t.queue), [queue_row(OutboxRow(**row._mapping), now) for row in due]
+                )
+            else:
+                rows = [{"namespace": self._namespace, "created_at": now, **row._mapping} for row in due]
+                connection.execute(insert(t.outbox), rows)
+            connection.execute(
+                delete(t.outbox_delayed).where(
+                    d.namespace == self._namespace, d.message_id.in_([row.message_id for row in due])
+                )
+            )
+        return len(due)
+
+    def _read_blocked(self, connection: Connection) -> Mapping[str, float]:
+        b = t.blocked_key.c
+        rows = connection.execute(
+            select(b.ordering_key, b.next_try_at).where(b.namespace == self._namespace)
+        ).all()
+        if not rows:
+            return {}
+        now = self._sql.now(connection)
+        return {row.ordering_key: max((row.next_try_at - now).total_seconds(), 0.0) for row in rows}
 
 
 def _run_of(ordering_key: str) -> UUID | None:
