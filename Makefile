@@ -130,7 +130,7 @@ chaos: $(READY) ## kill processes under load: make chaos STACK=postgres-rabbitmq
 	@$(WITH_SERVICES) $(PY) -m tests.chaos --stack $(STACK) --minutes $(or $(MINUTES),20) $(ARGS)
 
 .PHONY: bench
-bench: $(READY) ## measure against the naive form: make bench QUICK=1 STACK=postgres-rabbitmq
+bench: $(READY) ## measure against the naive form: make bench QUICK=1 STACK=postgres-rabbitmq, postgres or sqlite
 	$(if $(SERVICES_$(STACK)),@$(PY) -m devservices ensure $(SERVICES_$(STACK)))
 	@$(WITH_SERVICES) $(PY) -m benchmarks $(if $(QUICK),--quick) --stack $(STACK) $(ARGS)
 

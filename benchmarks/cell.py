@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import counters, systems
-from benchmarks.load import Measured
+from benchmarks.load import SAGA_SECONDS_MAX, Measured
 from benchmarks.stack import Place, Stack
 
 _START_SECONDS_MAX: Final = 60.0
 _STOP_SECONDS_MAX: Final = 45.0
-_DRAIN_SECONDS_MAX: Final = 90.0
+_DRAIN_SECONDS_MAX: Final = SAGA_SECONDS_MAX + 30.0
 _BETWEEN_SECONDS: Final = 0.4
 
 
@@ -126,7 +126,7 @@ class Side:
         self._stack = stack
         self._place = place
         self.workers = {"coordinator": coordinator, "participant": participant}
-        self._pids = {"coordinator": coordinator.pid, "participant": participant.pid, **stack.pids}
+        self._pids = {"coordinator": coordinator.pid, "participant": participant.pid, **stack.server_pids}
         self._total = 0
         self._runs = 0
 
@@ -145,10 +145,11 @@ class Side:
                 participants=contender.participants,
                 name=place.name,
                 database=place.urls.get(role),
-                broker=stack.broker(place),
+                broker=stack.broker_url(place),
                 in_flight=in_flight,
                 pool_factor=contender.pool_factor,
                 prefetch_factor=contender.prefetch_factor,
+                tally=place.tallies.get(role),
             )
 
         async with stack.place(contender.system, contender.participants) as place:
@@ -179,31 +180,18 @@ class Side:
         self._total += measured.total
         await asyncio.sleep(_BETWEEN_SECONDS)  # what is left behind (acks, deletions) belongs to this run
         used, others = cpu_after.since(cpu)
-        roles = self._place.database_roles
-        counted = {
-            role: counters.Counts(*map(sub, counts_after[name], counts[name])) for role, name in roles.items()
-        }
+        counted = {role: counters.Counts(*map(sub, counts_after[role], counts[role])) for role in counts}
         return Run(
             measured=measured,
             sagas_per_s=measured.sagas / measured.seconds,
-            commits={role: self._commits(role, each) for role, each in counted.items()},
+            commits={role: each.commits for role, each in counted.items()},
             statements={role: each.statements for role, each in counted.items()},
             cpu_ms_per_saga={name: 1000 * seconds / measured.sagas for name, seconds in used.items()},
             others=others / measured.seconds,
         )
 
-    def _commits(self, role: str, counted: counters.Counts) -> int:
-        """Our coordinator's batches are single statements that commit by themselves, without a COMMIT to be counted.
-
-        So all that it writes counts as a commit, which is never too little: what it writes between BEGIN and COMMIT
-        (leases, incidents) is counted twice.
-        """
-        alone = self.workers[role].spec.system == "saga" and role == "coordinator"
-        return counted.commits + (counted.writes if alone else 0)
-
     async def _look(self) -> tuple[counters.Processors, dict[str, counters.Counts]]:
-        processors = counters.read_processors(self._pids)
-        return processors, await self._stack.counter.read(list(self._place.database_roles.values()))
+        return counters.read_processors(self._pids), await self._stack.count(self._place)
 
 
 async def alternate(
@@ -221,7 +209,7 @@ async def alternate(
             for each in contenders
         ]
         runs: list[list[Run]] = [[] for _ in contenders]
-        await stack.counter.checkpoint()
+        await stack.settle()
         for turn in range(timing.pairs):
             order = list(range(len(sides)))
             for place in order[turn % len(order) :] + order[: turn % len(order)]:

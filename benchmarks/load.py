@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-SAGA_SECONDS_MAX: Final = 60.0
+SAGA_SECONDS_MAX: Final = 180.0
+"""Long enough for 500 naive sagas of five steps in flight where a few hundred transactions a second is all there is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import asyncio
 import json
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Protocol
 
 import aio_pika
 from aio_pika.abc import AbstractIncomingMessage
@@ -52,7 +52,23 @@ class Refused(Exception):
     """The business says no."""
 
 
-class Queues:
+class Queues(Protocol):
+    """What carries the messages."""
+
+    async def start(self) -> None: ...
+
+    async def publish(self, name: str, body: Data) -> None:
+        """Return when the message is safe."""
+        ...
+
+    async def consume(self, name: str, prefetch: int, work: Callable[[Data], Awaitable[None]]) -> None:
+        """Work on up to `prefetch` messages at once; each is gone when its work is done."""
+        ...
+
+    async def stop(self) -> None: ...
+
+
+class QuorumQueues:
     """Two connections, a publishing channel with confirms, and quorum queues."""
 
     def __init__(self, url: str, prefix: str) -> None:
@@ -95,22 +111,97 @@ class Queues:
             await connection.close()
 
 
-def _queues(broker: str, prefix: str) -> Any:
-    """Return queues on RabbitMQ, or in the table that is polled where the broker is a database."""
-    if broker.startswith("amqp"):
-        return Queues(broker, prefix)
-    from benchmarks.naive_database import PolledQueues
+class Moved(NamedTuple):
+    """What a reply has led to: the next command, or the end."""
 
-    return PolledQueues(broker, prefix)
+    saga: uuid.UUID
+    status: str
+    command: Data | None
+
+
+class Sagas:
+    """The sagas of a coordinator: what becomes of a row inside a transaction, and who waits for the end."""
+
+    def __init__(self, steps: Sequence[str]) -> None:
+        self._steps = steps
+        self._waiting: dict[uuid.UUID, asyncio.Future[str]] = {}
+
+    def expect(self) -> tuple[uuid.UUID, asyncio.Future[str]]:
+        """Return a new saga's id, and what will be its status at the end."""
+        key = uuid.uuid4()
+        ended = self._waiting[key] = asyncio.get_running_loop().create_future()
+        return key, ended
+
+    async def begin(self, on: AsyncConnection, key: uuid.UUID, data: Data) -> Data:
+        """Insert a saga's row; returns its first command."""
+        row = {"id": key, "version": 1, "status": "running", "step": 0, "data": {"input": data}}
+        await on.execute(insert(saga), row)
+        return self._command(key, 0, "running", data)
+
+    async def advance(self, on: AsyncConnection, reply: Data) -> Moved | None:
+        """Load a saga's row and swap it; returns None for a copy of a reply that was applied before."""
+        key = uuid.UUID(reply["saga"])
+        row = (await on.execute(LOAD, {"key": key})).one_or_none()
+        if row is None or (row.status, row.step) != (reply["status"], reply["step"]):
+            return None
+        status, step = self._next(row.status, row.step, reply["outcome"])
+        data = {**row.data, f"{row.status}.{row.step}": reply["result"]}
+        changes = {"version": row.version + 1, "status": status, "step": step, "data": data}
+        swapped = await on.execute(SWAP, {"key": key, "expected": row.version, **changes})
+        if swapped.rowcount != 1:
+            raise RuntimeError("another process moved this saga on meanwhile")
+        if status in ("running", "compensating"):
+            return Moved(key, status, self._command(key, step, status, row.data["input"]))
+        return Moved(key, status, None)
+
+    def end(self, moved: Moved) -> None:
+        """Wake whoever waits for a saga that has ended."""
+        if (waiter := self._waiting.pop(moved.saga, None)) is not None:
+            waiter.set_result(moved.status)
+
+    def _next(self, status: str, step: int, outcome: str) -> tuple[str, int]:
+        if status == "running" and outcome == "done":
+            return ("running", step + 1) if step + 1 < len(self._steps) else ("completed", step)
+        return ("compensating", step - 1) if step > 0 else ("compensated", step)
+
+    def _command(self, key: uuid.UUID, step: int, status: str, data: Data) -> Data:
+        activity = self._steps[step]
+        return {"saga": str(key), "step": step, "status": status, "activity": activity, "data": data}
+
+
+async def carry_out(command: Data, on: AsyncConnection | None) -> Data:
+    """Do what a command says in the transaction of `on`, or, without a database, nothing; returns the reply."""
+    activity, transfer, undo = command["activity"], command["data"], command["status"] == "compensating"
+    side, sign = ("source", -1) if activity == "withdraw" else ("target", 1)
+    outcome, result = "done", {"account": transfer[side], "balance": 0}
+    if on is not None:
+        try:
+            if activity == "notify":
+                message = f"{transfer['amount']} cents have arrived on {transfer['target']}"
+                await on.execute(insert(notifications), {"transfer": transfer["id"], "message": message})
+            else:
+                delta = transfer["amount"] * (-sign if undo else sign)
+                result["balance"] = await _move(on, transfer, activity, side, delta)
+        except Refused as error:  # before anything was written
+            outcome, result = "refused", {"reason": str(error)}
+    known = {name: command[name] for name in ("saga", "step", "status")}
+    return {**known, "outcome": outcome, "result": result}
+
+
+async def _move(on: AsyncConnection, transfer: Data, kind: str, side: str, delta: int) -> int:
+    balance = await on.scalar(MOVE_RETURNING, {"key": transfer[side], "amount": delta})
+    if balance is None:
+        raise Refused("insufficient_funds" if side == "source" else "unknown_account")
+    row = {"transfer": transfer["id"], "account": transfer[side], "kind": kind, "delta": delta}
+    await on.execute(insert(ledger), row)
+    return int(balance)
 
 
 class Service:
     """What both processes have: queues, and a pool of connections unless they need none."""
 
-    def __init__(
-        self, database: str | None, broker: str, *, prefix: str, pool_size: int, prefetch: int
-    ) -> None:
-        self._queues: Any = _queues(broker, prefix)
+    def __init__(self, database: str | None, queues: Queues, *, pool_size: int, prefetch: int) -> None:
+        self._queues = queues
         self._prefetch = prefetch
         options = {"pool_size": pool_size, "max_overflow": 0, "pool_use_lifo": True}
         self._slots = asyncio.Semaphore(pool_size)  # the pool itself lets newcomers overtake those who wait
@@ -125,10 +216,9 @@ class Service:
 class Coordinator(Service):
     """Starts sagas, moves them on by their replies, and wakes whoever waits for the end."""
 
-    def __init__(self, *where: str, steps: Sequence[str], **options: Any) -> None:
-        super().__init__(*where, **options)
-        self._steps = steps
-        self._waiting: dict[uuid.UUID, asyncio.Future[str]] = {}
+    def __init__(self, database: str, queues: Queues, *, steps: Sequence[str], **options: int) -> None:
+        super().__init__(database, queues, **options)
+        self._sagas = Sagas(steps)
 
     async def start(self) -> None:
         await self._queues.start()
@@ -136,40 +226,21 @@ class Coordinator(Service):
 
     async def execute(self, data: Data) -> str:
         """Start a saga and wait for its end; returns its status."""
-        key = uuid.uuid4()
-        ended = self._waiting[key] = asyncio.get_running_loop().create_future()
+        key, ended = self._sagas.expect()
         async with self._slots, self._engine.begin() as connection:
-            row = {"id": key, "version": 1, "status": "running", "step": 0, "data": {"input": data}}
-            await connection.execute(insert(saga), row)
-        await self._send(key, 0, "running", data)
-        return str(await ended)
+            command = await self._sagas.begin(connection, key, data)
+        await self._queues.publish(SERVICES[command["activity"]], command)
+        return await ended
 
     async def _on_reply(self, reply: Data) -> None:
-        key = uuid.UUID(reply["saga"])
         async with self._slots, self._engine.begin() as connection:
-            row = (await connection.execute(LOAD, {"key": key})).one_or_none()
-            if row is None or (row.status, row.step) != (reply["status"], reply["step"]):
-                return  # a copy of a reply that was applied before
-            status, step = self._next(row.status, row.step, reply["outcome"])
-            data = {**row.data, f"{row.status}.{row.step}": reply["result"]}
-            changes = {"version": row.version + 1, "status": status, "step": step, "data": data}
-            swapped = await connection.execute(SWAP, {"key": key, "expected": row.version, **changes})
-            if swapped.rowcount != 1:
-                raise RuntimeError("another process moved this saga on meanwhile")
-        if status in ("running", "compensating"):
-            await self._send(key, step, status, row.data["input"])
-        elif (waiter := self._waiting.pop(key, None)) is not None:
-            waiter.set_result(status)
-
-    def _next(self, status: str, step: int, outcome: str) -> tuple[str, int]:
-        if status == "running" and outcome == "done":
-            return ("running", step + 1) if step + 1 < len(self._steps) else ("completed", step)
-        return ("compensating", step - 1) if step > 0 else ("compensated", step)
-
-    async def _send(self, key: uuid.UUID, step: int, status: str, data: Data) -> None:
-        activity = self._steps[step]
-        command = {"saga": str(key), "step": step, "status": status, "activity": activity, "data": data}
-        await self._queues.publish(SERVICES[activity], command)
+            moved = await self._sagas.advance(connection, reply)
+        if moved is None:
+            return
+        if moved.command is None:
+            self._sagas.end(moved)
+        else:
+            await self._queues.publish(SERVICES[moved.command["activity"]], moved.command)
 
 
 class Participant(Service):
@@ -181,28 +252,9 @@ class Participant(Service):
             await self._queues.consume(service, self._prefetch, self._on_command)
 
     async def _on_command(self, command: Data) -> None:
-        activity, transfer, undo = command["activity"], command["data"], command["status"] == "compensating"
-        side, sign = ("source", -1) if activity == "withdraw" else ("target", 1)
-        outcome, result = "done", {"account": transfer[side], "balance": 0}
-        if self._engine is not None:
-            try:
-                async with self._slots, self._engine.begin() as connection:
-                    if activity == "notify":
-                        message = f"{transfer['amount']} cents have arrived on {transfer['target']}"
-                        row = {"transfer": transfer["id"], "message": message}
-                        await connection.execute(insert(notifications), row)
-                    else:
-                        delta = transfer["amount"] * (-sign if undo else sign)
-                        result["balance"] = await self._move(connection, transfer, activity, side, delta)
-            except Refused as error:
-                outcome, result = "refused", {"reason": str(error)}
-        known = {name: command[name] for name in ("saga", "step", "status")}
-        await self._queues.publish("replies", {**known, "outcome": outcome, "result": result})
-
-    async def _move(self, to: AsyncConnection, transfer: Data, kind: str, side: str, delta: int) -> int:
-        balance = await to.scalar(MOVE_RETURNING, {"key": transfer[side], "amount": delta})
-        if balance is None:
-            raise Refused("insufficient_funds" if side == "source" else "unknown_account")
-        row = {"transfer": transfer["id"], "account": transfer[side], "kind": kind, "delta": delta}
-        await to.execute(insert(ledger), row)
-        return int(balance)
+        if self._engine is None:
+            reply = await carry_out(command, None)
+        else:
+            async with self._slots, self._engine.begin() as connection:
+                reply = await carry_out(command, connection)
+        await self._queues.publish("replies", reply)

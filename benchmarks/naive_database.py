@@ -1,4 +1,4 @@
-"""The naive form's queues where the database is the broker: a polled table, one transaction per message.
+"""The naive form's queues where PostgreSQL is the broker: a polled table, one transaction per message.
 
 As teams write it: workers take the oldest row that nobody else has locked, do the work while they hold it, delete it
 and commit; who finds nothing sleeps a little and looks again. A crash gives the row back by its rollback.
@@ -11,7 +11,19 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, Column, Identity, Index, Table, Text, bindparam, delete, insert, select
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Identity,
+    Index,
+    Integer,
+    Table,
+    Text,
+    bindparam,
+    delete,
+    insert,
+    select,
+)
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from benchmarks.naive import Data, metadata
@@ -24,7 +36,8 @@ IDLE_SECONDS: Final = 0.02
 queue = Table(
     "naive_queue",
     metadata,
-    Column("id", BigInteger, Identity(), primary_key=True),
+    # SQLite counts up only what is called INTEGER there
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), Identity(), primary_key=True),
     Column("name", Text, nullable=False),
     Column("body", Text, nullable=False),
 )
@@ -41,7 +54,7 @@ DONE: Final = delete(queue).where(queue.c.id == bindparam("key"))
 
 
 class PolledQueues:
-    """The same face as `naive.Queues`."""
+    """`naive.Queues` in one table, with connections of their own."""
 
     def __init__(self, url: str, prefix: str) -> None:
         self._url = url

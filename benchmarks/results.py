@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Final
 
 from benchmarks.cell import Run
+from benchmarks.stack import Stack
 from benchmarks.workloads import STEPS
 
 
@@ -57,14 +58,14 @@ class Result:
         """The busiest that the rest of the machine was, in processors."""
         return max(run.others for run in self.runs)
 
-    def line(self, versions: dict[str, str]) -> dict[str, Any]:
+    def line(self, stack: Stack) -> dict[str, Any]:
         """Return the line of the results file."""
         return {
             "system": self.system,
             "workload": self.workload,
             "participants": self.participants,
-            "database": "postgresql",
-            "broker": "rabbitmq",
+            "database": stack.database,
+            "broker": stack.broker,
             "in_flight": self.in_flight,
             "sagas_per_s": round(self.sagas_per_s, 1),
             "p50_ms": round(self.p50_ms, 2),
@@ -72,28 +73,36 @@ class Result:
             "coordinator_commits_per_step": round(self.commits_per_step("coordinator"), 4),
             "statements_per_saga": round(self.statements_per_saga, 3),
             "cpu_ms_per_saga": {name: round(value, 3) for name, value in self.cpu_ms_per_saga.items()},
-            "versions": versions,
+            "versions": stack.versions,
             "runs": [round(run.sagas_per_s, 1) for run in self.runs],
         }
 
 
-def write(path: Path, results: Iterable[Result], versions: dict[str, str]) -> None:
+def write(path: Path, results: Iterable[Result], stack: Stack) -> None:
     """Replace the results file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(result.line(versions)) + "\n" for result in results))
+    temporary.write_text("".join(json.dumps(result.line(stack)) + "\n" for result in results))
     temporary.replace(path)
 
 
-_COLUMNS = (
+_COLUMNS: Final = (
     f"{'workload':<10} {'participants':<15} {'in flight':>9}  {'system':<6} {'sagas/s':>8} {'p50 ms':>8} {'p99 ms':>8}"
-    f" {'commits/step':>13} {'stmts':>6}  cpu ms/saga: coord part pg rabbit   others"
+    f" {'commits/step':>13} {'stmts':>6}"
 )
+_PROCESSES: Final = {
+    "coordinator": "coord",
+    "participant": "part",
+    "postgresql": "pg",
+    "rabbitmq": "rabbit",
+}
 
 
 def table(results: Sequence[Result]) -> str:
     """Return one line per result; `commits/step` are the coordinator's and the participant's."""
-    lines = [_COLUMNS]
+    processes = results[0].runs[0].cpu_ms_per_saga if results else ()
+    names = f"cpu ms/saga: {' '.join(_PROCESSES[each] for each in processes)}"
+    lines = [f"{_COLUMNS}  {names:<34} others"]
     for result in results:
         commits = " + ".join(
             f"{result.commits_per_step(role):.2f}" for role in ("coordinator", "participant")
@@ -102,6 +111,6 @@ def table(results: Sequence[Result]) -> str:
         lines.append(
             f"{result.workload:<10} {result.participants:<15} {result.in_flight:>9}  {result.system:<6}"
             f" {result.sagas_per_s:>8.1f} {result.p50_ms:>8.2f} {result.p99_ms:>8.2f} {commits:>13}"
-            f" {result.statements_per_saga:>6.2f}  {cpu:<34} {result.others:>5.2f}"
+            f" {result.statements_per_saga:>6.2f}  {cpu:<34} {result.others:>6.2f}"
         )
     return "\n".join(lines)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from benchmarks import naive, workloads
+from benchmarks import naive, naive_sqlite, workloads
+from benchmarks.naive_database import PolledQueues
 from examples.money_transfer.transfer import Transfer
 from saga.app import App
 
@@ -32,6 +33,12 @@ class Spec:
     """Naive only: how many times the pool that both have."""
     prefetch_factor: int = 1
     """Naive only: how many times the prefetch, which is the number in flight."""
+    tally: str | None = None
+    """The file in which this process counts its statements, where no server does."""
+
+    @property
+    def broker_kind(self) -> str:
+        return self.broker.partition("://")[0].partition("+")[0]
 
 
 class System(Protocol):
@@ -75,15 +82,19 @@ class NaiveCoordinator:
     """The load on the naive coordinator."""
 
     def __init__(self, spec: Spec) -> None:
-        assert spec.database is not None
-        self._inner = naive.Coordinator(
-            spec.database,
-            spec.broker,
-            prefix=spec.name,
-            steps=workloads.STEPS[spec.workload],
-            pool_size=COORDINATOR_POOL * spec.pool_factor,
-            prefetch=spec.in_flight * spec.prefetch_factor,
-        )
+        steps = workloads.STEPS[spec.workload]
+        self._inner: naive.Coordinator | naive_sqlite.Coordinator
+        if spec.broker_kind == "sqlite":
+            self._inner = naive_sqlite.Coordinator(spec.broker, prefix=spec.name, steps=steps)
+        else:
+            assert spec.database is not None
+            self._inner = naive.Coordinator(
+                spec.database,
+                _queues(spec),
+                steps=steps,
+                pool_size=COORDINATOR_POOL * spec.pool_factor,
+                prefetch=spec.in_flight * spec.prefetch_factor,
+            )
         self.start = self._inner.start
         self.stop = self._inner.stop
 
@@ -97,18 +108,26 @@ class NaiveParticipant:
     """The naive participants."""
 
     def __init__(self, spec: Spec) -> None:
-        inner = naive.Participant(
-            spec.database,
-            spec.broker,
-            prefix=spec.name,
-            pool_size=PARTICIPANT_POOL * spec.pool_factor,
-            prefetch=spec.in_flight * spec.prefetch_factor,
-        )
+        inner: naive.Participant | naive_sqlite.Participant
+        if spec.broker_kind == "sqlite":
+            inner = naive_sqlite.Participant(spec.database, spec.broker, prefix=spec.name)
+        else:
+            inner = naive.Participant(
+                spec.database,
+                _queues(spec),
+                pool_size=PARTICIPANT_POOL * spec.pool_factor,
+                prefetch=spec.in_flight * spec.prefetch_factor,
+            )
         self.start = inner.start
         self.stop = inner.stop
 
     async def execute(self, transfer: dict[str, Any]) -> None:
         raise NotImplementedError
+
+
+def _queues(spec: Spec) -> naive.Queues:
+    make_queues = naive.QuorumQueues if spec.broker_kind == "amqp" else PolledQueues
+    return make_queues(spec.broker, spec.name)
 
 
 def make(spec: Spec) -> System:

@@ -13,7 +13,7 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks import systems, workloads
+from benchmarks import systems, tally, workloads
 from benchmarks.load import Load
 from benchmarks.profiling import Profiler
 from saga.cli import collector
@@ -69,6 +69,8 @@ def main() -> None:
         level="WARNING", format="%(process)d %(levelname)s %(name)s %(message)s", stream=sys.stderr
     )
     spec = systems.Spec(**json.loads(sys.argv[1]))
+    if spec.tally is not None:
+        tally.count_into(spec.tally)
     if spec.system == "saga":
         collector.spare()  # as `saga coordinator` and `saga participant` do
     asyncio.run(serve(spec))

@@ -1,0 +1,50 @@
+"""Counts the statements and commits of a process where no server counts them, in a file that others read meanwhile."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, event
+
+from benchmarks.counters import Counts
+
+_FORMAT: Final = struct.Struct("=QQ")
+_BESIDE: Final = ("BEGIN", "COMMIT", "ROLLBACK", "PRAGMA")
+
+
+def count_into(path: str) -> None:
+    """Count what all engines of this process do from now on: statements, and commits of those that held the writer."""
+    with Path(path).open("r+b") as file:
+        memory = mmap.mmap(file.fileno(), _FORMAT.size)
+    commits = statements = 0
+
+    @event.listens_for(Engine, "after_cursor_execute")
+    def executed(
+        connection: Connection, _cursor: Any, statement: str, parameters: Any, _context: Any, many: bool
+    ) -> None:
+        nonlocal statements
+        if statement.startswith("BEGIN"):
+            connection.info["tally_writes"] = statement == "BEGIN IMMEDIATE"
+        elif not statement.startswith(_BESIDE):
+            statements += len(parameters) if many else 1
+            _FORMAT.pack_into(memory, 0, commits, statements)
+
+    @event.listens_for(Engine, "commit")
+    def committed(connection: Connection) -> None:
+        nonlocal commits
+        if connection.info.get("tally_writes"):
+            commits += 1
+            _FORMAT.pack_into(memory, 0, commits, statements)
+
+
+def make(path: Path) -> None:
+    """Make the file for a process that is started later."""
+    path.write_bytes(bytes(_FORMAT.size))
+
+
+def read(path: Path) -> Counts:
+    """Return what has been counted so far."""
+    return Counts(*_FORMAT.unpack(path.read_bytes()))
