@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
+from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Connection, case, delete, insert, select, update
+from sqlalchemy import BindParameter, Connection, bindparam, case, delete, insert, select, update
 
 from saga.failpoints import failpoint
 from saga.storage.base import IncidentRow, Lease, OutboxRow, StoredRow
@@ -16,6 +17,29 @@ from saga.storage.sqlalchemy.database import Database
 from saga.storage.sqlalchemy.statements import queue_row
 
 BLOCKED_SECONDS_MAX = 60.0
+
+
+# Those of every sweep are built once.
+_o, _d, _b = t.outbox.c, t.outbox_delayed.c, t.blocked_key.c
+_NAMESPACE: Final[BindParameter[Any]] = bindparam("namespace")
+READ: Final = (
+    select(_o.id, _o.message_id, _o.channel, _o.ordering_key, _o.body)
+    .where(
+        _o.namespace == _NAMESPACE,
+        _o.part.in_(bindparam("parts", expanding=True)),
+        _o.id > bindparam("low"),
+    )
+    .order_by(_o.id)
+    .limit(bindparam("limit"))
+)
+DUE: Final = (
+    select(_d.message_id, _d.part, _d.channel, _d.ordering_key, _d.body)
+    .where(_d.namespace == _NAMESPACE)
+    .order_by(_d.due_at)
+    .limit(bindparam("limit"))
+    .with_for_update(skip_locked=True)
+)
+BLOCKED: Final = select(_b.ordering_key, _b.next_try_at).where(_b.namespace == _NAMESPACE)
 
 
 class SqlOutboxStore:
@@ -71,19 +95,14 @@ class SqlOutboxStore:
     async def read_outbox(
         self, parts: Collection[int], low: int, older_than_seconds: float, limit: int
     ) -> Sequence[StoredRow]:
-        o = t.outbox.c
+        sought = {"namespace": self._namespace, "parts": sorted(parts), "low": low, "limit": limit}
 
         def transaction(connection: Connection) -> Sequence[StoredRow]:
-            query = (
-                select(o.id, o.message_id, o.channel, o.ordering_key, o.body)
-                .where(o.namespace == self._namespace, o.part.in_(sorted(parts)), o.id > low)
-                .order_by(o.id)
-                .limit(limit)
-            )
+            query = READ
             if older_than_seconds > 0:
                 before = self._sql.due_now(connection) - timedelta(seconds=older_than_seconds)
-                query = query.where(o.created_at < before)
-            return [StoredRow(*row) for row in connection.execute(query)]
+                query = query.where(t.outbox.c.created_at < before)
+            return [StoredRow(*row) for row in connection.execute(query, sought)]
 
         return await self._database.run(transaction, single=True)
 
@@ -174,13 +193,8 @@ class SqlOutboxStore:
 
     def _move_due(self, connection: Connection, limit: int) -> int:
         d = t.outbox_delayed.c
-        due = connection.execute(
-            select(d.message_id, d.part, d.channel, d.ordering_key, d.body)
-            .where(d.namespace == self._namespace, d.due_at <= self._sql.due_now(connection))
-            .order_by(d.due_at)
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-        ).all()
+        query = DUE.where(d.due_at <= self._sql.due_now(connection))
+        due = connection.execute(query, {"namespace": self._namespace, "limit": limit}).all()
         if due:
             now = self._sql.now(connection)
             if self._queued:
@@ -198,10 +212,7 @@ class SqlOutboxStore:
         return len(due)
 
     def _read_blocked(self, connection: Connection) -> Mapping[str, float]:
-        b = t.blocked_key.c
-        rows = connection.execute(
-            select(b.ordering_key, b.next_try_at).where(b.namespace == self._namespace)
-        ).all()
+        rows = connection.execute(BLOCKED, {"namespace": self._namespace}).all()
         if not rows:
             return {}
         now = self._sql.now(connection)

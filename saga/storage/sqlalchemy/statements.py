@@ -8,10 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Connection, Insert, Table, bindparam, delete, func, insert, select, tuple_, update
+from sqlalchemy import (
+    BindParameter,
+    Connection,
+    Insert,
+    Table,
+    bindparam,
+    delete,
+    func,
+    insert,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from saga.clock import Clock
@@ -32,6 +44,51 @@ from saga.storage.base import (
     ValueRow,
 )
 from saga.storage.sqlalchemy import tables as t
+
+# Those of every transition are built once: building one takes as long as running it on SQLite.
+_i, _o, _h = t.instance.c, t.outbox.c, t.history.c
+_NAMESPACE: Final[BindParameter[Any]] = bindparam("b_namespace")
+_RUNS: Final[BindParameter[Any]] = bindparam("b_runs", expanding=True)
+LOAD: Final = (
+    select(
+        _i.run_id,
+        _i.saga,
+        _i.saga_version,
+        _i.saga_id,
+        _i.version,
+        _i.state,
+        _i.input,
+        _i.created_at,
+        _i.wakeup_at,
+        _i.status,
+    )
+    .where(_i.namespace == _NAMESPACE, _i.run_id.in_(_RUNS))
+    .order_by(_i.run_id)
+    .with_for_update()
+)
+KNOWN: Final = select(_i.run_id, _i.created_at, _i.closed_at).where(
+    _i.namespace == _NAMESPACE, _i.run_id.in_(_RUNS)
+)
+MOVE: Final = (
+    update(t.instance)
+    .where(
+        _i.namespace == _NAMESPACE,
+        _i.run_id == bindparam("b_run_id"),
+        _i.version == bindparam("b_expected"),
+        _i.status == bindparam("b_was"),
+    )
+    .values(
+        version=bindparam("b_version"),
+        status=bindparam("b_status"),
+        state=bindparam("b_state"),
+        wakeup_at=bindparam("b_wakeup_at"),
+        closed_at=bindparam("b_closed_at"),
+        result=bindparam("b_result"),
+    )
+)
+STARTED: Final = select(_h.run_id).where(_h.namespace == _NAMESPACE, _h.run_id.in_(_RUNS), _h.version == 1)
+DELETE: Final = delete(t.outbox).where(_o.namespace == _NAMESPACE, _o.id == bindparam("b_id"))
+LAST_ID: Final = select(func.last_insert_rowid())
 
 
 class Fenced(Exception):
@@ -56,30 +113,16 @@ class Statements:
         """Return database time."""
         return self.clock.now()
 
+    def _these(self, run_ids: Collection[UUID]) -> dict[str, Any]:
+        return {"b_namespace": self.namespace, "b_runs": sorted(run_ids)}
+
     # --- loading ------------------------------------------------------------------------------
 
     def load(
         self, connection: Connection, run_ids: Collection[UUID], *, lock: bool = False
     ) -> dict[UUID, Loaded]:
         """Load instances; `lock` takes them in id order (PG-8)."""
-        i = t.instance.c
-        rows = connection.execute(
-            select(
-                i.run_id,
-                i.saga,
-                i.saga_version,
-                i.saga_id,
-                i.version,
-                i.state,
-                i.input,
-                i.created_at,
-                i.wakeup_at,
-                i.status,
-            )
-            .where(i.namespace == self.namespace, i.run_id.in_(sorted(run_ids)))
-            .order_by(i.run_id)
-            .with_for_update()
-        ).all()
+        rows = connection.execute(LOAD, self._these(run_ids)).all()
         now = self.now(connection)
         return {
             row.run_id: Loaded(
@@ -124,33 +167,13 @@ class Statements:
     def _move(self, connection: Connection, moved: Sequence[MovedRow], now: datetime) -> None:
         if not moved:
             return
-        i = t.instance.c
-        known = {
-            row.run_id: row
-            for row in connection.execute(
-                select(i.run_id, i.created_at, i.closed_at).where(
-                    i.namespace == self.namespace, i.run_id.in_([row.run_id for row in moved])
-                )
-            )
-        }
+        runs = self._these([row.run_id for row in moved])
+        known = {row.run_id: row for row in connection.execute(KNOWN, runs)}
         done = connection.execute(
-            update(t.instance)
-            .where(
-                i.namespace == self.namespace,
-                i.run_id == bindparam("b_run_id"),
-                i.version == bindparam("b_expected"),
-                i.status == bindparam("b_was"),
-            )
-            .values(
-                version=bindparam("b_version"),
-                status=bindparam("b_status"),
-                state=bindparam("b_state"),
-                wakeup_at=bindparam("b_wakeup_at"),
-                closed_at=bindparam("b_closed_at"),
-                result=bindparam("b_result"),
-            ),
+            MOVE,
             [
                 {
+                    "b_namespace": self.namespace,
                     "b_run_id": row.run_id,
                     "b_expected": row.expected,
                     "b_was": row.was,
@@ -181,7 +204,7 @@ class Statements:
             connection.execute(insert(t.queue), [queue_row(row, now) for row in rows])
         else:
             self._insert(connection, t.outbox, [{**row._asdict(), "created_at": now} for row in rows])
-        last: int = connection.execute(select(func.last_insert_rowid())).scalar_one()
+        last: int = connection.execute(LAST_ID).scalar_one()
         first = last - len(rows) + 1
         return [
             StoredRow(first + place, row.message_id, row.channel, row.ordering_key, row.body)
@@ -191,11 +214,7 @@ class Statements:
     def delete_outbox(self, connection: Connection, ids: Collection[int]) -> None:
         """Delete rows by id, in id order."""
         if ids:
-            o = t.outbox.c
-            connection.execute(
-                delete(t.outbox).where(o.namespace == self.namespace, o.id == bindparam("b_id")),
-                [{"b_id": id_} for id_ in sorted(ids)],
-            )
+            connection.execute(DELETE, [{"b_namespace": self.namespace, "b_id": id_} for id_ in sorted(ids)])
 
     def write_rare(self, connection: Connection, changes: Changes, now: datetime) -> None:
         """Write what most batches do not have."""
@@ -314,24 +333,15 @@ class Statements:
         now = self.now(connection)
         for row in changes.new:
             self._insert_new(connection, row, now)
-        i = t.instance.c
-        there = frozenset(
-            connection.execute(
-                select(i.run_id).where(
-                    i.namespace == self.namespace, i.run_id.in_([row.run_id for row in changes.new])
-                )
-            ).scalars()
-        )
+        runs = self._these([row.run_id for row in changes.new])
+        there = frozenset(connection.execute(KNOWN, runs).scalars())
         fresh = self._without_history(connection, there)
         mine = only(changes, fresh)
         self._record(connection, mine.history, mine.values, now)
         return there, self._append(connection, mine.outbox, now)
 
     def _without_history(self, connection: Connection, run_ids: Collection[UUID]) -> frozenset[UUID]:
-        h = t.history.c
-        seen = connection.execute(
-            select(h.run_id).where(h.namespace == self.namespace, h.run_id.in_(run_ids), h.version == 1)
-        ).scalars()
+        seen = connection.execute(STARTED, self._these(run_ids)).scalars()
         return frozenset(run_ids) - frozenset(seen)
 
     def _insert_new(self, connection: Connection, row: NewInstance, now: datetime) -> None:
