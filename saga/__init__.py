@@ -3,6 +3,7 @@
 from typing import Final
 
 from saga.app import App
+from saga.blocking import SyncClient
 from saga.client import Client, Handle
 from saga.compensation.kinds import InDoubt, StepKind
 from saga.definition.activity import Activity, Participant
@@ -107,6 +108,7 @@ __all__ = [
     "StepKind",
     "StorageBusy",
     "StorageUnavailable",
+    "SyncClient",
     "TopologyMismatch",
     "UnknownSaga",
     "UnsupportedDatabase",

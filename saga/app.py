@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
@@ -220,6 +220,10 @@ class App:
         if running is not None:
             await running.stop(self.settings.grace if grace is None else grace)
 
+    def forget(self) -> None:
+        """Forget, in a forked process, what runs in the one that it was forked from. Closes nothing there."""
+        self._running = None
+
     async def run_coordinator(self, stop: asyncio.Event, grace: timedelta | None = None) -> None:
         """Run the coordinator and its relay until `stop` is set. Raises what `start` does, within 12 s."""
         if not self.registry.served():
@@ -264,6 +268,11 @@ class App:
         if self._running is None or self._running.outbox is None:
             raise ConfigurationError("The outbox is there while an app with topics runs: App(topics=[...]).")
         return self._running.outbox
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that the app runs in; None while it does not run."""
+        return None if self._running is None else self._running.loop
 
     @property
     def broker(self) -> Broker:
@@ -354,10 +363,12 @@ class _Running:
         self.participants: ParticipantService | None = None
         self._prepared = False
         self._connected = False
+        self.loop: asyncio.AbstractEventLoop | None = None
         self._consumed: list[str] = []
 
     async def start(self, *, coordinator: bool, participants: bool, events: bool, broker: bool) -> None:
         """`events`: send the domain events of this database too, as coordinators do anyway."""
+        self.loop = asyncio.get_running_loop()
         self._app.check_capabilities(self.broker)
         if self.database is not None:
             await self._app.prepare_database(self.database)
@@ -471,19 +482,32 @@ class _Running:
             self.broker.wake()
 
     def _wake_after(self, session: Any) -> None:
-        """P19: what the event says of the outcome is not trusted; whoever is woken reads what is really committed."""
+        """P19: what the event says of the outcome is not trusted; whoever is woken reads what is really committed.
+
+        What a connection commits, without a session, is found by the next sweep.
+        """
         from sqlalchemy import event
+        from sqlalchemy.orm import Session
 
         def committed(sync: Any) -> None:
             # a savepoint's release is told as a commit too, and the caller may go on after it
             if sync.info[self] and not sync.in_nested_transaction():
                 sync.info[self] = False
-                self._wake()
+                self._wake_soon()
 
-        sync = session.sync_session
+        plain = getattr(session, "registry", lambda: session)()  # a scoped session's own
+        sync = getattr(plain, "sync_session", plain)
+        if not isinstance(sync, Session):
+            return
         if self not in sync.info:
             event.listen(sync, "after_commit", committed)
         sync.info[self] = True
+
+    def _wake_soon(self) -> None:
+        """Wake from whatever thread the commit was made in."""
+        assert self.loop is not None
+        with suppress(RuntimeError):  # the loop was closed meanwhile; rows are found by those that still run
+            self.loop.call_soon_threadsafe(self._wake)
 
     def _channels(self, coordinator: bool, participants: bool) -> list[str]:
         app = self._app

@@ -62,7 +62,7 @@ from saga.storage.base import (
 from saga.views import Description
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncSession
+    from saga.storage.base import CallersSession
 
 I = TypeVar("I")  # noqa: E741 - I for input, R for result
 R = TypeVar("R")
@@ -100,8 +100,7 @@ class Handle(Generic[R]):
         person closed it, ResultTimeout after `timeout` (None waits without end; the saga goes on either way).
         Cancelling is safe.
         """
-        result: R = await self.client._result(self, timeout)
-        return result
+        return await self.client.result(self, timeout=timeout)
 
     async def describe(self) -> Description:
         """Return status, history, plan and incidents as of the last commit. Raises SagaNotFound."""
@@ -219,16 +218,16 @@ class Client(Operations):
         input: I,
         *,
         id: str | None = None,
-        session: AsyncSession | None = None,
+        session: CallersSession | None = None,
         if_open: IfOpen = "use_existing",
         if_closed: IfClosed = "use_existing",
     ) -> Handle[R]:
         """Start a saga, once per id, and return its handle.
 
-        Durable when it returns, or with the caller's commit if `session` is given: instance, first history row and
-        first command are then three inserts in that transaction, nothing is sent before its commit and nothing is
-        left after its rollback. A duplicate id never aborts the caller's transaction. Starts without a session that
-        come at the same time share one commit.
+        Durable when it returns, or with the caller's commit if `session` is given (an AsyncSession, a Session, or a
+        connection of either): instance, first history row and first command are then three inserts in that
+        transaction, nothing is sent before its commit and nothing is left after its rollback. A duplicate id never
+        aborts the caller's transaction. Starts without a session that come at the same time share one commit.
 
         `id` is the business key: 1 to 200 characters, compared as bytes; the run id unless given. For an id that was
         started before, `if_open` and `if_closed` decide. Raises StartConflict (same id, other input), AlreadyOpen,
@@ -251,7 +250,7 @@ class Client(Operations):
         definition: SagaDefinition,
         raw: bytes,
         id: str | None,
-        session: AsyncSession | None,
+        session: CallersSession | None,
         if_open: IfOpen,
         if_closed: IfClosed,
     ) -> Handle[Any]:
@@ -402,7 +401,8 @@ class Client(Operations):
                 if not waiter.done():
                     waiter.set_result(run)
 
-    async def _result(self, handle: Handle[Any], timeout: timedelta | None) -> Any:
+    async def result(self, handle: Handle[R], *, timeout: timedelta | None = None) -> R:
+        """Wait for the end of a run and return its result: `handle.result()`, and raises what that raises."""
         waiter: asyncio.Future[Closed] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(handle.run_id, []).append(waiter)
         if self._tells_end(handle):
@@ -422,7 +422,8 @@ class Client(Operations):
         finally:
             if not waiter.done() or waiter.cancelled():
                 self._forget(handle.run_id, waiter)
-        return await self._outcome(handle, run)
+        result: R = await self._outcome(handle, run)
+        return result
 
     def _tells_end(self, handle: Handle[Any]) -> bool:
         """Whether the end is still to come and will be told: it was started this moment and is closed here."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from uuid import UUID
 
 from saga.definition.registry import Registry
@@ -41,6 +41,9 @@ from saga.storage.base import (
     Payload,
 )
 from saga.views import Summary, summary
+
+if TYPE_CHECKING:
+    from saga.storage.base import CallersSession
 
 PAGE: Final = 100
 PAGE_MAX: Final = 1_000
@@ -120,7 +123,7 @@ class Operations:
     # --- verbs --------------------------------------------------------------------------------
 
     async def cancel(
-        self, run: Run, *, reason: str = "", actor: str = "client", session: Any = None
+        self, run: Run, *, reason: str = "", actor: str = "client", session: CallersSession | None = None
     ) -> Moved:
         """Stop going forward and undo what was done; a running action is waited for first (E-07).
 

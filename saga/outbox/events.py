@@ -25,7 +25,7 @@ from saga.payloads import check_size
 from saga.storage.base import EventStore, OutboxRow, part_of
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncSession
+    from saga.storage.base import CallersSession
 
 DELAY_MAX: Final = timedelta(days=366)
 KEY_LENGTH_MAX: Final = 200
@@ -60,7 +60,7 @@ class Outbox:
         event: BaseModel,
         *,
         topic: str,
-        session: AsyncSession,
+        session: CallersSession,
         key: str = "",
         type: str | None = None,
         attributes: Mapping[str, str] | None = None,
@@ -68,6 +68,8 @@ class Outbox:
         not_before: datetime | None = None,
     ) -> UUID:
         """Write an event into the caller's transaction and return its id, which is the message's.
+
+        `session` is an AsyncSession, a plain Session, or a connection of either.
 
         Sent within 2 s of the commit, normally at once, and never without it. `type` is the CloudEvents type, by
         default the class's name; `attributes` are CloudEvents extension attributes. `delay` or `not_before` (aware),
@@ -90,7 +92,7 @@ class Outbox:
             self._after_commit(session)
         return message_id
 
-    async def revoke(self, id: UUID, *, session: AsyncSession | None = None) -> bool:
+    async def revoke(self, id: UUID, *, session: CallersSession | None = None) -> bool:
         """Take a delayed event back, in the caller's transaction if `session` is given; return whether it was in time.
 
         It was not if its time has come, or if nobody knows the id: then it is sent, or was. Never both.

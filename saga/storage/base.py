@@ -10,8 +10,23 @@ import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 from uuid import UUID
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+    from sqlalchemy.orm import Session, scoped_session
+
+    CallersSession: TypeAlias = (
+        AsyncSession
+        | AsyncConnection
+        | Session
+        | Connection
+        | async_scoped_session[AsyncSession]
+        | scoped_session[Session]
+    )
+    """What `session=` takes: whatever holds the caller's transaction."""
 
 PARTS: Final = 16
 """Partitions of the outbox; a row's part is a stable hash of its ordering key."""
@@ -290,7 +305,10 @@ class Described(NamedTuple):
 
 
 class ClientStore(Protocol):
-    """What the client needs. `session` is the caller's AsyncSession, or None for a transaction of our own."""
+    """What the client needs. `session` is the caller's (or a connection), or None for a transaction of our own.
+
+    With a plain session nothing awaits, so that code without a loop can drive the call.
+    """
 
     async def start(self, changes: Changes) -> tuple[frozenset[UUID], Sequence[StoredRow]]:
         """Insert instances that are not known yet; return the run ids inserted and the outbox rows written."""
@@ -505,7 +523,7 @@ class OutboxStore(Protocol):
 
 
 class EventStore(Protocol):
-    """What publishing a domain event needs. `session` is the caller's AsyncSession."""
+    """What publishing a domain event needs. `session` is the caller's session or connection, async or plain."""
 
     async def append(self, session: Any, row: OutboxRow, due: timedelta | datetime | None) -> None:
         """Write an event in the caller's transaction; `due` from now or at an instant, None for at once."""
@@ -573,6 +591,14 @@ class BarrierRow(NamedTuple):
     reply: bytes | None
 
 
+class Thread(Protocol):
+    """A thread that a command has for itself."""
+
+    def run(self, function: Callable[[], T]) -> Awaitable[T]:
+        """Run a function there, after all that it was given before; nothing cancels it."""
+        ...
+
+
 class HandlerTransaction(Protocol):
     """One open transaction around a handler, on one connection. Entered and left by `async with`.
 
@@ -583,7 +609,10 @@ class HandlerTransaction(Protocol):
 
     @property
     def session(self) -> Any:
-        """The handler's AsyncSession; its commit, rollback, close and begin raise SessionIsManaged (P23)."""
+        """The handler's AsyncSession, or its Session if it runs in a thread.
+
+        Its commit, rollback, close and begin raise SessionIsManaged (P23).
+        """
         ...
 
     async def __aenter__(self) -> HandlerTransaction: ...
@@ -612,7 +641,11 @@ class HandlerTransaction(Protocol):
         ...
 
     async def abandon(self) -> None:
-        """Cut the connection, because the handler does not let go of it: the database rolls back."""
+        """Give up a transaction whose handler does not let go of it.
+
+        Its connection is cut, so that the database rolls back. In a thread, where the handler may be using it, it is
+        rolled back when the handler has returned; connection and permit stay taken until then.
+        """
         ...
 
 
@@ -624,8 +657,12 @@ class ParticipantStore(Protocol):
         """How many handler transactions can be open at a time; more wait in `__aenter__`, first come first served."""
         ...
 
-    def transaction(self, handler: str) -> HandlerTransaction:
-        """Return a transaction for the handler of that name, not begun yet."""
+    def serve_threads(self) -> None:
+        """Get ready for transactions in threads. Raises MissingExtra if their driver is not installed."""
+        ...
+
+    def transaction(self, handler: str, thread: Thread | None = None) -> HandlerTransaction:
+        """Return a transaction for the handler of that name, not begun yet; all of it happens in `thread`, if given."""
         ...
 
     def trouble(self, error: BaseException) -> str:

@@ -23,7 +23,7 @@ from saga.storage.base import (
     Work,
 )
 from saga.storage.sqlalchemy import tables as t
-from saga.storage.sqlalchemy.callers import same_database
+from saga.storage.sqlalchemy.callers import inside
 from saga.storage.sqlalchemy.database import Database
 from saga.storage.sqlalchemy.postgresql import PostgreSQLStatements
 from saga.storage.sqlalchemy.recent import Known, RecentInstances
@@ -63,10 +63,11 @@ class SqlCoordinatorStore:
         self, run_ids: Collection[UUID], work: Work, confirmed: Collection[int], session: Any = None
     ) -> Advanced:
         if session is not None:
-            advanced: Advanced = await session.run_sync(
-                lambda sync: self._advance(sync.connection(), run_ids, work, confirmed)
+            return await inside(
+                session,
+                self._database,
+                lambda connection: self._advance(connection, run_ids, work, confirmed),
             )
-            return advanced
         if not self._sql.writes_at_once:
             return await self._database.run(
                 lambda connection: self._advance(connection, run_ids, work, confirmed), lost_commit="C7"
@@ -235,9 +236,9 @@ class SqlClientStore:
         return started
 
     async def start_in(self, session: Any, changes: Changes) -> frozenset[UUID]:
-        same_database(session, self._database)
-        started: frozenset[UUID]
-        started, _ = await session.run_sync(lambda sync: self._sql.start(sync.connection(), changes))
+        started, _ = await inside(
+            session, self._database, lambda connection: self._sql.start(connection, changes)
+        )
         return started
 
     async def find(self, session: Any, saga: str, saga_id: str) -> Existing | None:
@@ -255,8 +256,7 @@ class SqlClientStore:
 
         if session is None:
             return await self._database.run(read)
-        found: Existing | None = await session.run_sync(lambda sync: read(sync.connection()))
-        return found
+        return await inside(session, self._database, read)
 
     async def read_closed(self, run_ids: Collection[UUID]) -> Sequence[Closed]:
         i = t.instance.c

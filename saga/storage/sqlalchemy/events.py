@@ -10,7 +10,7 @@ from sqlalchemy import Connection, delete, insert
 
 from saga.storage.base import OutboxRow
 from saga.storage.sqlalchemy import tables as t
-from saga.storage.sqlalchemy.callers import same_database
+from saga.storage.sqlalchemy.callers import inside
 from saga.storage.sqlalchemy.coordinator import statements_for
 from saga.storage.sqlalchemy.database import Database
 from saga.storage.sqlalchemy.statements import queue_row
@@ -27,8 +27,7 @@ class SqlEventStore:
         self._queued = queued
 
     async def append(self, session: Any, row: OutboxRow, due: timedelta | datetime | None) -> None:
-        same_database(session, self._database)
-        await session.run_sync(lambda sync: self._append(sync.connection(), row, due))
+        await inside(session, self._database, lambda connection: self._append(connection, row, due))
 
     def _append(self, connection: Connection, row: OutboxRow, due: timedelta | datetime | None) -> None:
         values = {"namespace": self._namespace, **row._asdict()}
@@ -44,9 +43,7 @@ class SqlEventStore:
     async def revoke(self, session: Any, message_id: UUID) -> bool:
         if session is None:
             return await self._database.run(lambda connection: self._revoke(connection, message_id))
-        same_database(session, self._database)
-        revoked: bool = await session.run_sync(lambda sync: self._revoke(sync.connection(), message_id))
-        return revoked
+        return await inside(session, self._database, lambda connection: self._revoke(connection, message_id))
 
     def _revoke(self, connection: Connection, message_id: UUID) -> bool:
         # The relay moves a due row by deleting it here, under its lock: whoever deletes it decides.
