@@ -62,6 +62,7 @@ NAMES = (
     "StartConflict",
     "StorageBusy",
     "StorageUnavailable",
+    "SyncClient",
     "TopologyMismatch",
     "UnknownSaga",
     "UnsupportedDatabase",

@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 from pydantic import BaseModel
-from sqlalchemy.orm import Session
+from sqlalchemy import Engine
 
 from saga import Client, Handle, Participant, Saga
 
@@ -22,7 +22,7 @@ saga = Saga("transfer", Transfer).step(withdraw).returns(withdraw.out)
 silent = Saga("silent", Transfer).step(withdraw)
 
 
-async def start(client: Client, order: Transfer, session: Session) -> None:
+async def start(client: Client, order: Transfer, engine: Engine) -> None:
     await client.start(saga, Receipt(reference="r"))  # error
     await client.start(saga, {"amount": 1})  # error
     await client.start(saga, 1)  # error
@@ -31,7 +31,7 @@ async def start(client: Client, order: Transfer, session: Session) -> None:
     await client.start(withdraw, order)  # error
     await client.start(saga, order, "t-1")  # error
     await client.start(saga, order, id=1)  # error
-    await client.start(saga, order, session=session)  # error
+    await client.start(saga, order, session=engine)  # error
     await client.start(saga, order, if_open="ignore")  # error
     await client.start(saga, order, if_open="start_again")  # error
     await client.start(saga, order, if_closed="cancel_then_start")  # error
