@@ -20,6 +20,13 @@ log: Final[logging.Logger] = logging.getLogger("saga.state")
 ONWARD: Final = frozenset({Status.RUNNING, Status.COMPLETED})
 
 
+ABOUT: Final = (
+    *("namespace", "saga", "saga_id", "run_id", "event", "step", "direction", "attempt", "command_id"),
+    *("status", "error"),
+)
+"""Names under which a record's `extra` has what it is about."""
+
+
 class StateChange(NamedTuple):
     """What happened to an instance, and the status that it led to."""
 

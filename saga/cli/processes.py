@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 import logging
 import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, NoReturn, Protocol, cast
 
 import typer
@@ -21,6 +22,8 @@ import typer
 from saga import failpoints, settings
 from saga.cli import collector, health
 from saga.cli.errors import FINDING, told
+from saga.cli.output import plain
+from saga.statelog import ABOUT
 
 log: Final[logging.Logger] = logging.getLogger("saga.cli")
 
@@ -66,14 +69,36 @@ HealthOption = Annotated[
 ]
 
 
+JsonLinesOption = Annotated[
+    bool, typer.Option("--json", help="write each log line, and the error that ends it, as JSON")
+]
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time in UTC, level, logger, text, and what the record says of a saga (`statelog`)."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "text": record.getMessage(),
+        }
+        line |= {name: plain(value) for name in ABOUT if (value := getattr(record, name, None)) is not None}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=True)
+
+
 def coordinator(
     app: AppArgument,
     grace: GraceOption = None,
     log_level: LevelOption = None,
     probes: HealthOption = None,
+    as_json: JsonLinesOption = False,
 ) -> None:
     """Run the app's coordinator: it receives replies, decides, sends commands and serves timers."""
-    _run(app, "run_coordinator", grace, log_level, probes)
+    _run(app, "run_coordinator", grace, log_level, probes, as_json)
 
 
 def participant(
@@ -81,9 +106,10 @@ def participant(
     grace: GraceOption = None,
     log_level: LevelOption = None,
     probes: HealthOption = None,
+    as_json: JsonLinesOption = False,
 ) -> None:
     """Run the app's participants: they take commands, run activities and reply."""
-    _run(app, "run_participant", grace, log_level, probes)
+    _run(app, "run_participant", grace, log_level, probes, as_json)
 
 
 def load(place: str) -> Any:
@@ -112,16 +138,23 @@ def load(place: str) -> Any:
 
 
 def _run(
-    place: str, role: str, grace_seconds: float | None, log_level: str | None, probed: str | None
+    place: str,
+    role: str,
+    grace_seconds: float | None,
+    log_level: str | None,
+    probed: str | None,
+    as_json: bool,
 ) -> None:
     with told():
         known = settings.load()
     log_level = log_level or known.log_level
     if log_level.lower() not in LEVELS:
         raise typer.BadParameter(f"{log_level!r} is none of {', '.join(LEVELS)}", param_hint="--log-level")
-    logging.basicConfig(
-        level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        JsonLines() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
     )
+    logging.basicConfig(level=log_level.upper(), handlers=[handler])
     # Crash points of a test run (reliability.md 3); without these two variables nothing is armed.
     specification, passed = os.environ.get("SAGA_FAIL", ""), os.environ.get("SAGA_FAIL_LOG")
     if specification or passed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -124,6 +125,52 @@ def test_the_second_signal_ends_the_process_at_once(shop: Path, number: signal.S
     assert process.returncode == status
     assert "ending at once" in errors
     assert "Traceback" not in errors
+
+
+def test_with_json_each_log_line_is_an_object_and_names_its_saga(shop: Path) -> None:
+    (shop / "shop_sagas.py").write_text(TELLING)
+    with started(shop, "coordinator", "shop_sagas:app", "--json", "--log-level", "debug") as process:
+        assert next_line(process) == "told"
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=20)
+    lines = [json.loads(line) for line in errors.splitlines()]
+    about = next(line for line in lines if line["logger"] == "saga.participant")
+    assert about["time"].endswith("+00:00")
+    assert {name: about[name] for name in ("level", "text", "saga", "saga_id", "attempt")} == {
+        "level": "WARNING",
+        "text": "reserve waits",
+        "saga": "purchase",
+        "saga_id": "o-1",
+        "attempt": 2,
+    }
+    failed = next(line for line in lines if "traceback" in line)
+    assert failed["traceback"].endswith("ValueError: x")
+
+
+TELLING = """
+import logging
+
+class App:
+    async def run_coordinator(self, stop, grace):
+        about = {"saga": "purchase", "saga_id": "o-1", "attempt": 2}
+        logging.getLogger("saga.participant").warning("%s waits", "reserve", extra=about)
+        try:
+            raise ValueError("x")
+        except ValueError:
+            logging.getLogger("shop").exception("it failed")
+        print("told", flush=True)
+        await stop.wait()
+
+app = App()
+"""
+
+
+@pytest.mark.parametrize("role", ["coordinator", "participant"])
+def test_with_json_the_error_that_ends_a_process_is_an_object(shop: Path, role: str) -> None:
+    with started(shop, role, "shop_apps:misfit", "--json") as process:
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert json.loads(errors)["error"]["class"] in ("SchemaMismatch", "MissingCapability")
 
 
 def saga(*arguments: str) -> tuple[int, str]:
