@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from dataclasses import fields
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Final, cast
 
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from saga.brokers.base import Broker
-from saga.brokers.database import DatabaseBroker
+from saga.brokers.base import Broker, Capabilities
+from saga.brokers.database import DATABASE, DatabaseBroker
 from saga.clock import Clock, Ids, Spawner
 from saga.errors import ConfigurationError
 from saga.storage.queue import Bell, QueueStore
@@ -20,6 +22,8 @@ from saga.storage.sqlalchemy.outbox import SqlOutboxStore
 from saga.storage.sqlalchemy.postgresql_queue import PostgreSQLQueueStatements
 from saga.storage.sqlalchemy.queue import QueueStatements, SqlQueueStore
 
+ENTRY_POINTS: Final = "saga.brokers"
+"""Group in which another package names its adapter by the scheme of its addresses."""
 OWN: Final = "database"
 DATABASES: Final = ("postgresql", "sqlite")
 DUE_BATCH: Final = 1_000
@@ -49,7 +53,8 @@ def make_broker(
 ) -> Broker:
     """Return the broker given, or the adapter of its address. `database` and `namespace` are the app's own.
 
-    Raises ConfigurationError or MissingExtra.
+    An address whose scheme is not ours is that of an adapter that another package has installed. Raises
+    ConfigurationError or MissingExtra.
     """
     if not isinstance(given, str):
         return given
@@ -72,9 +77,21 @@ def make_broker(
         raise ConfigurationError("The broker database:// is the app's own database, and this app has none.")
     if scheme in DATABASES:
         return database_broker(given, **ports)
+    if (found := _installed(scheme)) is not None:
+        return cast("Broker", found.load()(given, **ports))
     raise ConfigurationError(
-        f"No broker for {scheme!r}; known are memory, amqp, amqps, database, postgresql and sqlite."
+        f"No broker for {scheme!r}; known are memory, amqp, amqps, database, postgresql and sqlite, and what "
+        f"packages install as entry points {ENTRY_POINTS!r}."
     )
+
+
+def _installed(scheme: str) -> EntryPoint | None:
+    """Return the adapter that another package names for a scheme. Raises ConfigurationError if two do."""
+    found = entry_points(group=ENTRY_POINTS, name=scheme)
+    if len(found) > 1:
+        places = ", ".join(sorted(each.value for each in found))
+        raise ConfigurationError(f"Several packages have a broker for {scheme!r}: {places}. Remove one.")
+    return next(iter(found), None)
 
 
 def database_broker(
@@ -122,6 +139,24 @@ def split_schema(address: str) -> tuple[URL, str | None]:
     if isinstance(schema, tuple):
         raise ConfigurationError("The broker's address names more than one schema.")
     return async_url(url.difference_update_query(["schema"])), schema
+
+
+def capabilities() -> str:
+    """Return what our brokers declare as the table of the page `docs/brokers.md`."""
+    from saga.brokers.memory import MEMORY
+    from saga.brokers.rabbitmq import RabbitMQBroker
+
+    declared = [MEMORY, DATABASE, RabbitMQBroker("amqp://localhost/").capabilities]
+    names = [each.name for each in fields(Capabilities) if each.name != "name"]
+    lines = [["", *(f"`{each.name}`" for each in declared)], ["---"] * (len(declared) + 1)]
+    lines += [[f"`{name}`", *(_said(getattr(each, name)) for each in declared)] for name in names]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _said(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else f"{value:,}"
 
 
 def _scheme(address: str) -> str:

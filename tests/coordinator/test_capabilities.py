@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import fields, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from saga import adapters
 from saga.app import App
 from saga.brokers.base import Capabilities
 from saga.brokers.memory import MEMORY, Faults, MemoryBroker, MemoryQueues
@@ -81,6 +83,15 @@ class Bank:
 def test_every_capability_is_in_one_of_the_two_tables() -> None:
     """G-06: a capability that nobody thought of would be the one that is silently wrong."""
     assert {*FILLED, *REFUSED} == {field.name for field in fields(Capabilities)} - {"name"}
+
+
+def test_the_table_of_the_page_is_what_the_adapters_declare() -> None:
+    """Where it is not, print(adapters.capabilities()) between the page's marks."""
+    page = (Path(__file__).parents[2] / "docs" / "brokers.md").read_text()
+    begin, end = "<!-- capabilities: made from the code -->\n", "<!-- capabilities: end -->"
+    assert page.partition(begin)[2].partition(end)[0] == adapters.capabilities()
+    explained = {line.split("`")[1] for line in page.partition(end)[2].splitlines() if line.startswith("| `")}
+    assert explained == {field.name for field in fields(Capabilities)} - {"name"}
 
 
 @pytest.mark.feature("G-06", acceptance=True)
