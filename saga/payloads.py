@@ -221,8 +221,6 @@ def signature(
     return type are lists. With `undoing`, payload arguments are not joined and the return type does not matter.
     Raises DefinitionError.
     """
-    if not inspect.iscoroutinefunction(function):
-        raise DefinitionError(f"{what}: write it as `async def`.")
     try:
         hints = get_type_hints(function, include_extras=True)
     except NameError as error:

@@ -9,12 +9,14 @@
     async def refund(transfer: Transfer, session: AsyncSession) -> None: ...
 
 A handler gets what it annotates: its payload, an `AsyncSession` (the barrier's transaction), an `ActivityContext`; a
-compensation also the activity's output and undo data, by their types. The decorated name stays callable as the plain
-function, for unit tests. `contract()` declares the same without a body, for services that only send the command.
+compensation also the activity's output and undo data, by their types. A plain `def` is a handler too: it runs in a
+thread, with a `sqlalchemy.orm.Session`. The decorated name stays callable as the plain function, for unit tests.
+`contract()` declares the same without a body, for services that only send the command.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -50,6 +52,7 @@ A = TypeVar("A", bound="Payload")
 B = TypeVar("B", bound="Payload")
 N = TypeVar("N", bound="Injected")
 M = TypeVar("M", bound="Injected")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Unset:
@@ -64,7 +67,7 @@ Limit = timedelta | None | Unset
 class Handler:
     """An implementation: the function, what it takes besides its payload, and how many inputs at once."""
 
-    function: Callable[..., Awaitable[Any]]
+    function: Callable[..., Any]
     payload_argument: str | None
     spread: tuple[str, ...] | None
     session_argument: str | None
@@ -76,6 +79,8 @@ class Handler:
     """Compensation only: takes the undo data."""
     undo_optional: bool = False
     batch: int | None = None
+    threaded: bool = False
+    """A plain `def`, which runs in a thread."""
 
     @property
     def name(self) -> str:
@@ -142,16 +147,16 @@ class Activity(Generic[I, O, P]):
         return self.compensation_ is not None
 
     @overload
-    def compensation(self, function: Callable[..., Awaitable[Any]], /) -> Callable[..., Awaitable[Any]]: ...
+    def compensation(self, function: F, /) -> F: ...
 
     @overload
     def compensation(
         self, /, *, start_to_close: Limit = UNSET, retry: RetryPolicy = COMPENSATION, batch: int | None = None
-    ) -> Callable[[Callable[..., Awaitable[Any]]], Callable[..., Awaitable[Any]]]: ...
+    ) -> Callable[[F], F]: ...
 
     def compensation(
         self,
-        function: Callable[..., Awaitable[Any]] | None = None,
+        function: Callable[..., Any] | None = None,
         /,
         *,
         start_to_close: Limit = UNSET,
@@ -166,7 +171,7 @@ class Activity(Generic[I, O, P]):
         """
         _check_endless(retry, self.name)
 
-        def declare(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        def declare(function: F) -> F:
             if self.compensation_ is not None and self.compensation_.handler is not None:
                 raise DuplicateActivity(f"Activity {self.name!r} has two compensations.", step=self.name)
             limit = self.start_to_close if isinstance(start_to_close, Unset) else start_to_close
@@ -175,7 +180,15 @@ class Activity(Generic[I, O, P]):
 
         return declare if function is None else declare(function)
 
-    def inquiry(self, function: Callable[..., Awaitable[O | Inquiry]], /) -> Callable[..., Awaitable[Any]]:
+    @overload
+    def inquiry(
+        self, function: Callable[..., Awaitable[O | Inquiry]], /
+    ) -> Callable[..., Awaitable[Any]]: ...
+
+    @overload
+    def inquiry(self, function: Callable[..., O | Inquiry], /) -> Callable[..., Any]: ...
+
+    def inquiry(self, function: Callable[..., Any], /) -> Callable[..., Any]:
         """Declare how to find out whether an attempt that was begun has had its effect (row D-11).
 
         Takes the same input, and an `ActivityContext` whose `operation_key` is the one that the attempt passed on.
@@ -200,10 +213,10 @@ class Activity(Generic[I, O, P]):
                 step=self.name,
             )
         argument = next(iter(read.payload), None)
-        self.inquiry_ = Handler(function, argument, None, None, read.context)
+        self.inquiry_ = Handler(function, argument, None, None, read.context, threaded=read.threaded)
         return function
 
-    def _undo_handler(self, function: Callable[..., Awaitable[Any]], batch: int | None) -> Handler:
+    def _undo_handler(self, function: Callable[..., Any], batch: int | None) -> Handler:
         what = f"compensation of {self.name!r}"
         read = _signature(function, what=what, batch=batch, undoing=True)
         handler: dict[str, Any] = {}
@@ -243,6 +256,7 @@ class Activity(Generic[I, O, P]):
             undo_argument=handler.get("undo_argument"),
             undo_optional=handler.get("undo_optional", False),
             batch=batch,
+            threaded=read.threaded,
         )
 
 
@@ -303,13 +317,40 @@ class Participant:
     ) -> Activity[Arguments[A, B, *Ts], O, ...]: ...
     @overload
     def activity(
+        self, function: Callable[[A, B, *Ts, N, M], Result[O, U]], /
+    ) -> Activity[Arguments[A, B, *Ts], O, ...]: ...
+    @overload
+    def activity(
+        self, function: Callable[[A, B, *Ts, N, M], O], /
+    ) -> Activity[Arguments[A, B, *Ts], O, ...]: ...
+    @overload
+    def activity(
+        self, function: Callable[[A, B, *Ts, N], Result[O, U]], /
+    ) -> Activity[Arguments[A, B, *Ts], O, ...]: ...
+    @overload
+    def activity(
+        self, function: Callable[[A, B, *Ts, N], O], /
+    ) -> Activity[Arguments[A, B, *Ts], O, ...]: ...
+    @overload
+    def activity(
+        self, function: Callable[[A, B, *Ts], Result[O, U]], /
+    ) -> Activity[Arguments[A, B, *Ts], O, ...]: ...
+    @overload
+    def activity(self, function: Callable[[A, B, *Ts], O], /) -> Activity[Arguments[A, B, *Ts], O, ...]: ...
+    @overload
+    def activity(
         self, function: Callable[Concatenate[I, P], Awaitable[Result[O, U]]], /
     ) -> Activity[I, O, Concatenate[I, P]]: ...
-
     @overload
     def activity(
         self, function: Callable[Concatenate[I, P], Awaitable[O]], /
     ) -> Activity[I, O, Concatenate[I, P]]: ...
+    @overload
+    def activity(
+        self, function: Callable[Concatenate[I, P], Result[O, U]], /
+    ) -> Activity[I, O, Concatenate[I, P]]: ...
+    @overload
+    def activity(self, function: Callable[Concatenate[I, P], O], /) -> Activity[I, O, Concatenate[I, P]]: ...
 
     @overload
     def activity(
@@ -343,7 +384,7 @@ class Participant:
 
     def activity(
         self,
-        function: Callable[..., Awaitable[Any]] | None = None,
+        function: Callable[..., Any] | None = None,
         /,
         *,
         name: str | None = None,
@@ -360,6 +401,9 @@ class Participant:
 
         The function takes its payload first, then what it needs of an `AsyncSession` and an `ActivityContext`. Several
         payload arguments travel as one generated model; a step gives them by `arguments(...)`.
+        An `async def` runs on the event loop; a plain `def` in one of 32 threads, with a `sqlalchemy.orm.Session`.
+        Nothing can end a thread: at `start_to_close` its command is answered as timed out and what it wrote is never
+        committed, but it keeps its thread, its connection and on SQLite the writer until it returns.
         `batch=N` (1 to 1,000): the function takes a list of up to N inputs in one session and returns a list of as
         many outputs, `Result`s or `Refused`; an item answered `Refused` must have written nothing (P24).
         `non_retryable` names exceptions that no retry can mend.
@@ -368,7 +412,7 @@ class Participant:
         Raises DefinitionError, DuplicateActivity.
         """
 
-        def declare(function: Callable[..., Awaitable[Any]]) -> Activity[Any, Any, Any]:
+        def declare(function: Callable[..., Any]) -> Activity[Any, Any, Any]:
             activity_name = name or function.__name__
             read = _signature(function, what=f"activity {activity_name!r}", batch=batch)
             if at_least_once:
@@ -379,7 +423,13 @@ class Participant:
                 read.output,
                 read.undo,
                 Handler(
-                    function, read.payload_argument, read.spread, read.session, read.context, batch=batch
+                    function,
+                    read.payload_argument,
+                    read.spread,
+                    read.session,
+                    read.context,
+                    batch=batch,
+                    threaded=read.threaded,
                 ),
                 queue=queue,
                 kind=kind,
@@ -487,13 +537,19 @@ if TYPE_CHECKING:
         @property
         def sync_session_class(self) -> Any: ...
 
+    class _PlainSession(Protocol):
+        """A Session, likewise."""
+
+        @property
+        def hash_key(self) -> int: ...
+
     class _Uuid(Protocol):
         """A UUID, which this package does not import so that it makes none."""
 
         @property
         def urn(self) -> str: ...
 
-    Injected = _Session | ActivityContext
+    Injected = _Session | _PlainSession | ActivityContext
     Payload = (
         BaseModel
         | str
@@ -541,11 +597,43 @@ if TYPE_CHECKING:
         ) -> Activity[Arguments[A, B, *Ts], O, ...]: ...
         @overload
         def __call__(
+            self, function: Callable[[A, B, *Ts, N, M], Result[O, U]], /
+        ) -> Activity[Arguments[A, B, *Ts], O, ...]: ...
+        @overload
+        def __call__(
+            self, function: Callable[[A, B, *Ts, N, M], O], /
+        ) -> Activity[Arguments[A, B, *Ts], O, ...]: ...
+        @overload
+        def __call__(
+            self, function: Callable[[A, B, *Ts, N], Result[O, U]], /
+        ) -> Activity[Arguments[A, B, *Ts], O, ...]: ...
+        @overload
+        def __call__(
+            self, function: Callable[[A, B, *Ts, N], O], /
+        ) -> Activity[Arguments[A, B, *Ts], O, ...]: ...
+        @overload
+        def __call__(
+            self, function: Callable[[A, B, *Ts], Result[O, U]], /
+        ) -> Activity[Arguments[A, B, *Ts], O, ...]: ...
+        @overload
+        def __call__(
+            self, function: Callable[[A, B, *Ts], O], /
+        ) -> Activity[Arguments[A, B, *Ts], O, ...]: ...
+        @overload
+        def __call__(
             self, function: Callable[Concatenate[I, P], Awaitable[Result[O, U]]], /
         ) -> Activity[I, O, Concatenate[I, P]]: ...
         @overload
         def __call__(
             self, function: Callable[Concatenate[I, P], Awaitable[O]], /
+        ) -> Activity[I, O, Concatenate[I, P]]: ...
+        @overload
+        def __call__(
+            self, function: Callable[Concatenate[I, P], Result[O, U]], /
+        ) -> Activity[I, O, Concatenate[I, P]]: ...
+        @overload
+        def __call__(
+            self, function: Callable[Concatenate[I, P], O], /
         ) -> Activity[I, O, Concatenate[I, P]]: ...
 
     class _BatchDecorator(Protocol):
@@ -561,6 +649,14 @@ if TYPE_CHECKING:
         def __call__(
             self, function: Callable[Concatenate[list[I], P], Awaitable[Sequence[O | Refused]]], /
         ) -> Activity[I, O, Concatenate[list[I], P]]: ...
+        @overload
+        def __call__(
+            self, function: Callable[Concatenate[list[I], P], Sequence[Result[O, U] | Refused]], /
+        ) -> Activity[I, O, Concatenate[list[I], P]]: ...
+        @overload
+        def __call__(
+            self, function: Callable[Concatenate[list[I], P], Sequence[O | Refused]], /
+        ) -> Activity[I, O, Concatenate[list[I], P]]: ...
 
 
 @dataclass(frozen=True)
@@ -575,11 +671,13 @@ class _Read:
     spread: tuple[str, ...] | None
     session: str | None
     context: str | None
+    threaded: bool
 
 
 def _signature(function: Callable[..., Any], *, what: str, batch: int | None, undoing: bool = False) -> _Read:
     if batch is not None and not 1 <= batch <= 1000:
         raise DefinitionError(f"{what}: batch is 1 to 1,000.")
+    threaded = _threaded(function, what)
     read: Signature = signature(
         function, injectable=_injectable, what=what, batch=batch is not None, undoing=undoing
     )
@@ -588,6 +686,8 @@ def _signature(function: Callable[..., Any], *, what: str, batch: int | None, un
     for names, thing in ((sessions, "session"), (contexts, "context")):
         if len(names) > 1:
             raise DefinitionError(f"{what}: two arguments ask for the {thing}: {', '.join(names)}.")
+    for name in sessions:
+        _check_session(what, name, read.injected[name], threaded)
     return _Read(
         read.input,
         read.output,
@@ -597,7 +697,37 @@ def _signature(function: Callable[..., Any], *, what: str, batch: int | None, un
         read.spread,
         sessions[0] if sessions else None,
         contexts[0] if contexts else None,
+        threaded,
     )
+
+
+def _threaded(function: Callable[..., Any], what: str) -> bool:
+    """Whether a handler is a plain `def`. Raises DefinitionError for what only looks like one."""
+    if inspect.iscoroutinefunction(function):
+        return False
+    inner = inspect.unwrap(function)
+    made_plain = inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner)
+    if made_plain or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004 - not whether it is there, but of which kind
+        raise DefinitionError(
+            f"{what}: it awaits, but is no `async def` itself; a decorator around it must be an `async def` too."
+        )
+    if inspect.isgeneratorfunction(inner):
+        raise DefinitionError(f"{what}: a handler returns its output; it cannot yield.")
+    return True
+
+
+def _check_session(what: str, name: str, type_: Any, threaded: bool) -> None:
+    """A thread cannot await, and a Session would block the loop."""
+    if threaded and type_.__name__ == "AsyncSession":
+        raise DefinitionError(
+            f"{what}: {name!r} is an AsyncSession, but a plain `def` runs in a thread, where nothing can be awaited: "
+            "annotate it with sqlalchemy.orm.Session, or write `async def`."
+        )
+    if not threaded and type_.__name__ == "Session":
+        raise DefinitionError(
+            f"{what}: {name!r} is a Session, which would block the event loop that an `async def` runs on: "
+            "annotate it with sqlalchemy.ext.asyncio.AsyncSession, or write a plain `def`, which runs in a thread."
+        )
 
 
 def _check_outside(what: str, step: str, read: _Read, batch: int | None) -> None:
@@ -614,7 +744,7 @@ def _check_outside(what: str, step: str, read: _Read, batch: int | None) -> None
 def _is_session(type_: Any) -> bool:
     # by name: a coordinator that only imports contracts must not need SQLAlchemy's asyncio layer
     module: str = getattr(type_, "__module__", "")
-    return getattr(type_, "__name__", "") == "AsyncSession" and module.startswith("sqlalchemy.")
+    return getattr(type_, "__name__", "") in ("AsyncSession", "Session") and module.startswith("sqlalchemy.")
 
 
 def _injectable(type_: Any) -> bool:

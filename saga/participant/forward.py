@@ -26,6 +26,7 @@ from saga.participant.served import InputInvalid, Served
 from saga.participant.settling import CallFailed, InvalidOutput, Runs
 from saga.participant.stateless import WrongLength, batch_values, item_answer
 from saga.participant.switch import ABANDONED, EXPIRED
+from saga.participant.threads import Seat
 from saga.storage.base import BarrierRow, HandlerTransaction
 
 Given = list[tuple[Attempt, Answer]]
@@ -67,7 +68,10 @@ class ForwardRuns(Runs):
                 return []
         if not served.needs_session:
             return await self._outside(served, group, deadline)
-        async with self._store.transaction(served.name) as transaction:
+        async with (
+            self._calls.seat(served) as seat,
+            self._store.transaction(served.name, seat) as transaction,
+        ):
             if within:
                 # a batch has one transaction, its look included (K-05)
                 rows = await transaction.find([attempt.key for attempt in group])
@@ -76,7 +80,7 @@ class ForwardRuns(Runs):
             given: Given = []
             taken: frozenset[Any] = frozenset()
             if live:
-                ended = await self._call(served, live, transaction, deadline)
+                ended = await self._call(served, live, transaction, seat, deadline)
                 given = given_answers(served, live, ended)
                 taken = await self._commit(transaction, ended, given)
         return await self._settle(given, late, taken)
@@ -87,7 +91,7 @@ class ForwardRuns(Runs):
         given: Given = []
         taken: frozenset[Any] = frozenset()
         if live:
-            ended = await self._call(served, live, None, deadline)
+            ended = await self._call(served, live, None, None, deadline)
             given = given_answers(served, live, ended)
             async with self._store.transaction(served.name) as transaction:
                 taken = await self._commit(transaction, ended, given)
@@ -100,7 +104,12 @@ class ForwardRuns(Runs):
         return [attempt for attempt in group if attempt.deadline > now], late
 
     async def _call(
-        self, served: Served, live: Sequence[Attempt], transaction: HandlerTransaction | None, deadline: float
+        self,
+        served: Served,
+        live: Sequence[Attempt],
+        transaction: HandlerTransaction | None,
+        seat: Seat | None,
+        deadline: float,
     ) -> Ended:
         session = None if transaction is None else transaction.session
         if served.batch is None:
@@ -109,7 +118,7 @@ class ForwardRuns(Runs):
             items = [(attempt.input, attempt.command, None) for attempt in live]
             arguments = served.batch_arguments(items, session=session)
         self._counts["handler_calls"] += 1
-        return await call(self._calls, served, arguments, transaction, deadline, self._clock)
+        return await call(self._calls, served, arguments, transaction, deadline, self._clock, seat)
 
     async def _commit(self, transaction: HandlerTransaction, ended: Ended, given: Given) -> frozenset[Any]:
         """Take the switch (P28), insert the rows and COMMIT; return the keys that were taken by others."""
@@ -157,11 +166,15 @@ async def call(
     transaction: HandlerTransaction | None,
     deadline: float,
     clock: Clock,
+    seat: Seat | None = None,
 ) -> Ended:
-    """Call a handler under `deadline`, or from now on under its limit. Raises CallFailed if it gave no result."""
+    """Call a handler under `deadline`, or from now on under its limit. Raises CallFailed if it gave no result.
+
+    `seat` is the thread of the transaction, where it has one.
+    """
     if deadline == inf:
         deadline = clock.monotonic() + served.limit_seconds
-    ended = await calls.apart(served, arguments, deadline)
+    ended = await calls.apart(served, arguments, deadline, seat)
     if ended.stuck is not None and transaction is not None:
         await transaction.abandon()
     if ended.error is not None or ended.run.phase in (EXPIRED, ABANDONED):

@@ -27,12 +27,12 @@ log: Final[logging.Logger] = logging.getLogger("saga.participant")
 async def run_in_parts(settling: Settling, group: list[Attempt], once: Once) -> None:
     """Run `once(group, rerun, deadline)` until nothing of the group is left. `once` returns what must run again."""
     parts = [_Part(group)]
-    stuck: list[asyncio.Task[Any]] = []
+    stuck: list[asyncio.Future[Any]] = []
     while parts:
         part = parts.pop()
         parts += await part.run(settling, once, stuck)
     if stuck:
-        # what does not end although it was cancelled has its answer, but keeps its slot (P28)
+        # what does not end although its time is over has its answer, but keeps its slot (P28)
         await asyncio.wait(stuck)
 
 
@@ -45,7 +45,7 @@ class _Part:
         self._rerun = False
         self._deadline = inf  # `start_to_close` of the first call bounds its repetitions too
 
-    async def run(self, settling: Settling, once: Once, stuck: list[asyncio.Task[Any]]) -> list[_Part]:
+    async def run(self, settling: Settling, once: Once, stuck: list[asyncio.Future[Any]]) -> list[_Part]:
         """Go on until the group is answered, or return its halves."""
         while self._group:
             try:

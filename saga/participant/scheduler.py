@@ -16,6 +16,7 @@ from typing import Final
 from saga.clock import Clock, Spawner
 from saga.participant.attempts import Attempt
 from saga.participant.served import Served
+from saga.participant.threads import THREADS_MAX
 
 LANE_BATCHES_MAX: Final = 2
 """Batches of one handler at a time: one in the database while the next one is decoded; more would only be smaller."""
@@ -68,7 +69,10 @@ class Scheduler:
         # SQL-7: a handler with a session starts only when a connection is free for it; others need not wait for that
         self._plain = _Queue(inf)
         self._in_transaction = _Queue(transactions_max)
-        self._turn = (self._plain, self._in_transaction)
+        # the same for threads, so that plain functions that wait for one keep no slot from those that need none
+        self._in_thread = _Queue(THREADS_MAX)
+        self._in_both = _Queue(min(THREADS_MAX, transactions_max))
+        self._turn: deque[_Queue] = deque((self._plain, self._in_transaction, self._in_thread, self._in_both))
         self._lanes: dict[Served, Lane] = {}
         self._lone: deque[Attempt] = deque()
         self._alone = False
@@ -126,8 +130,8 @@ class Scheduler:
     async def stop(self) -> None:
         """Start nothing more and wait until nothing runs. What was not started is handed back by the caller."""
         self._stopped = True
-        self._plain.ready.clear()
-        self._in_transaction.ready.clear()
+        for queue in self._turn:
+            queue.ready.clear()
         self._lone.clear()
         self._tell()
         while self.running:
@@ -189,12 +193,14 @@ class Scheduler:
         return self.running < self._commands_max and self._startable() is not None
 
     def _startable(self) -> _Queue | None:
-        first, second = self._turn
-        if first.ready and first.running < first.groups_max:
-            return first
-        return second if second.ready and second.running < second.groups_max else None
+        for queue in self._turn:
+            if queue.ready and queue.running < queue.groups_max:
+                return queue
+        return None
 
     def _queue_of(self, served: Served) -> _Queue:
+        if served.threaded:
+            return self._in_both if served.needs_session else self._in_thread
         return self._in_transaction if served.needs_session else self._plain
 
     def _next(self) -> Group | None:
@@ -206,7 +212,8 @@ class Scheduler:
         queue = self._startable()
         if queue is None:
             return None
-        self._turn = (self._turn[1], self._turn[0])
+        self._turn.remove(queue)
+        self._turn.append(queue)  # those that were passed over because they had nothing stay first
         queue.running += 1
         item = queue.ready.popleft()
         return self._taken([item] if isinstance(item, Attempt) else self._batch(item))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import inf
 from typing import Any, Final
 
@@ -33,7 +33,7 @@ class Served:
     __slots__ = (
         "activity", "batch", "codec", "context_argument", "direction", "function", "handler", "inquiry",
         "limit_seconds", "name", "needs_session", "non_retryable", "output", "payload_argument", "plain", "spread",
-        "undo",
+        "threaded", "undo",
     )  # fmt: skip
 
     def __init__(
@@ -42,7 +42,9 @@ class Served:
         self.activity: Activity[Any, Any, Any] = activity
         self.direction: str = direction
         self.handler: Handler = handler
-        self.function: Callable[..., Awaitable[Any]] = handler.function
+        self.function: Callable[..., Any] = handler.function
+        self.threaded: bool = handler.threaded
+        """A plain `def`: called in a thread."""
         self.name: str = f"{activity.name} ({handler.name})"
         self.limit_seconds: float = limit
         self.batch: int | None = handler.batch

@@ -31,6 +31,7 @@ from saga.participant.served import Table, fence, serve
 from saga.participant.settling import Settling
 from saga.participant.stateless import StatelessRuns
 from saga.participant.switch import Watch
+from saga.participant.threads import Threads
 from saga.participant.undo import UndoRuns
 from saga.storage.base import ParkingStore, ParticipantStore
 
@@ -48,7 +49,8 @@ class ParticipantService:
     `store` is None for a participant without a database; without `parking` refused messages go to the parking
     channels. `concurrency` bounds running commands; it is raised to two
     batches of the largest batch handler. `prefetch` counts messages per queue. `counts` tells what happened, by name.
-    Raises at construction what `serve` raises: DefinitionError, DuplicateActivity, MissingCapability.
+    Raises at construction what `serve` raises: DefinitionError, DuplicateActivity, MissingCapability; and MissingExtra
+    if a plain `def` handler asks for a session and its driver is not installed.
     """
 
     def __init__(
@@ -79,7 +81,14 @@ class ParticipantService:
         }
         batches = [served.batch or 1 for table in self._tables.values() for served in table.values()]
         commands_max = max(concurrency, 2 * max(batches, default=1))
+        if store is not None and any(
+            served.threaded and served.needs_session
+            for table in self._tables.values()
+            for served in table.values()
+        ):
+            store.serve_threads()
         self._watch = Watch(clock, spawner)
+        self._threads = Threads()
         self._replies = Replies(
             broker, clock=clock, ids=ids, spawner=spawner, settled=self._settled, counts=self.counts
         )
@@ -108,7 +117,7 @@ class ParticipantService:
         self._draining = False
 
     def _make_runner(self, store: ParticipantStore | None, parking: Parking, ids: Ids) -> Runner:
-        calls = Calls(self._watch, clock=self._clock, spawner=self._spawner)
+        calls = Calls(self._watch, self._threads, clock=self._clock, spawner=self._spawner)
         answer, clock, counts = self._replies.send, self._clock, self.counts
         settling = forward = undo = outside = stateless = None
         if store is None:
@@ -139,6 +148,11 @@ class ParticipantService:
     def channels(self) -> Sequence[Channel]:
         """The work channels of the queues served here, each with its parking channel."""
         return [Channel(name, parking_channel(name)) for name in self._tables]
+
+    @property
+    def threads_taken(self) -> int:
+        """How many threads have a command, from before its handler to after its COMMIT."""
+        return self._threads.taken
 
     async def start(self) -> None:
         """Declare the channels and begin to receive. Raises TopologyMismatch, BrokerUnavailable."""
@@ -175,6 +189,7 @@ class ParticipantService:
             await asyncio.wait({draining}, timeout=FENCED_SECONDS)
             draining.cancel()
         self._watch.close()
+        self._threads.close()
         for consumer in self._consumers:
             await consumer.close()
         for task in self._receiving:

@@ -6,6 +6,7 @@ look, because there is nothing to look at.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -60,9 +61,16 @@ class StatelessRuns:
         except InputInvalid as invalid:
             self._answer(attempt, answers.payload_invalid(invalid.error))
             return
-        self._counts["handler_calls"] += 1
-        ended = await self._calls.here(served, arguments)
+        ended = await self._called(served, arguments)
         self._judge(attempt, served, ended)
+        if ended.stuck is not None:
+            await asyncio.wait({ended.stuck})  # it has its answer, but keeps its slot (P28)
+
+    async def _called(self, served: Served, arguments: dict[str, Any]) -> Ended:
+        self._counts["handler_calls"] += 1
+        if not served.threaded:
+            return await self._calls.here(served, arguments)
+        return await self._calls.apart(served, arguments, self._clock.monotonic() + served.limit_seconds)
 
     def _judge(self, attempt: Attempt, served: Served, ended: Ended) -> None:
         phase = ended.run.phase
@@ -81,9 +89,12 @@ class StatelessRuns:
     async def _halving(self, served: Served, group: Sequence[Attempt]) -> None:
         """Run a batch; after an exception, a timeout or a wrong answer run its halves, down to one (P24)."""
         parts = [self._decoded(served, group)]
+        stuck: list[asyncio.Future[Any]] = []
         while parts:
             part = parts.pop()
             ended = await self._batch(served, part) if part else None
+            if ended is not None and ended.stuck is not None:
+                stuck.append(ended.stuck)
             if ended is None or ended.run.phase is ABANDONED:
                 continue
             if len(part) > 1:
@@ -91,6 +102,8 @@ class StatelessRuns:
                 parts += [part[middle:], part[:middle]]
             else:
                 self._judge(part[0], served, ended)
+        if stuck:
+            await asyncio.wait(stuck)
 
     def _decoded(self, served: Served, group: Sequence[Attempt]) -> list[Attempt]:
         failpoint("W1")
@@ -114,8 +127,7 @@ class StatelessRuns:
         arguments = served.batch_arguments(
             [(attempt.input, attempt.command, attempt.past) for attempt in part], session=None
         )
-        self._counts["handler_calls"] += 1
-        ended = await self._calls.here(served, arguments)
+        ended = await self._called(served, arguments)
         if ended.error is None and ended.run.phase not in (EXPIRED, ABANDONED):
             try:
                 values = batch_values(served, ended.value, len(part))

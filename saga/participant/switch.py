@@ -1,8 +1,9 @@
 """P28: one switch per handler call, running -> committing or expired; and the watch that throws it at the limit.
 
-What expired never commits. What is committing is never cancelled, nor answered as failed. The switch is taken in
-plain code between two awaits, so nobody can be between looking and moving it; the clock is read once more there,
-because a process that was stopped (SIGSTOP) comes back past its limit before any timer could fire.
+What expired never commits. What is committing is never cancelled, nor answered as failed. The switch is moved on the
+loop only, in plain code between two awaits, so nobody can be between looking and moving it. That holds for handlers in
+threads too: no thread moves it, and COMMIT is handed to theirs only after it was taken, so it needs no lock. The clock
+is read once more there, because a process that was stopped (SIGSTOP) comes back past its limit before any timer fires.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, Final
 from saga.clock import Clock, Spawner
 
 UNWINDING_SECONDS: Final = 2.0
-"""How long a cancelled handler may take to end before it is given up."""
+"""How long a handler may take to end after its limit before it is given up."""
 
 
 class Phase(Enum):
@@ -46,8 +47,9 @@ class Run:
     ) -> None:
         self.deadline: float = deadline
         self.task: asyncio.Task[Any] | None = task
+        """What is cancelled at the limit; None for a thread, which nothing ends."""
         self.given_up: Callable[[], None] | None = given_up
-        """Called if the handler still runs 2 s after it was cancelled."""
+        """Called if the handler still runs 2 s after its limit."""
         self.phase: Phase = RUNNING
 
     def commits(self, now: float) -> bool:
@@ -92,7 +94,8 @@ class Watch:
     def abandon(self) -> None:
         """End everything that is not committing: the grace is over (P17)."""
         for run in list(self._runs):
-            run.ends(ABANDONED)
+            if run.ends(ABANDONED) and run.task is None and run.given_up is not None:
+                run.given_up()  # a thread: it would never learn of it
 
     def close(self) -> None:
         """Watch nothing any more."""

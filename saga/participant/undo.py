@@ -9,6 +9,7 @@ undo data of that row, never of the command.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 from pydantic_core import from_json
@@ -23,6 +24,7 @@ from saga.participant.forward import Given, call, given_answers
 from saga.participant.repeating import run_in_parts
 from saga.participant.served import InputInvalid, Served
 from saga.participant.settling import CallFailed, Runs
+from saga.participant.threads import Seat
 from saga.storage.base import BarrierKey, BarrierRow, HandlerTransaction
 
 Standing = Mapping[BarrierKey, BarrierRow]
@@ -61,13 +63,16 @@ class UndoRuns(Runs):
         given: Given = []
         live: list[Attempt] = []
         taken: frozenset[BarrierKey] = frozenset()
-        async with self._store.transaction(served.name) as transaction:
+        async with (
+            self._seat(served) as seat,
+            self._store.transaction(served.name, seat) as transaction,
+        ):
             standing = await self._cancelled(transaction, group)
             group = self._settling.without_standing(group, standing)
             empty, undoable = self._sorted(group, standing)
             live, failures = self._ready(undoable, standing)
             if live and served.needs_session:
-                ended = await self._call(served, live, transaction, deadline)
+                ended = await self._call(served, live, transaction, seat, deadline)
                 given = given_answers(served, live, ended)
                 taken = await self._commit(transaction, ended, [*empty, *given])
                 live = []
@@ -76,6 +81,10 @@ class UndoRuns(Runs):
         if live and not taken:
             given, taken = await self._outside(served, live, deadline)
         return await self._settle(empty, given, failures, taken, group)
+
+    def _seat(self, served: Served) -> AbstractAsyncContextManager[Seat | None]:
+        """Return the thread of the transaction; a handler without a session is called after it, in one of its own."""
+        return self._calls.seat(served) if served.needs_session else nullcontext()
 
     async def _cancelled(self, transaction: HandlerTransaction, group: Sequence[Attempt]) -> Standing:
         """Close the forward keys; return what stood, forward and compensate."""
@@ -114,7 +123,12 @@ class UndoRuns(Runs):
         return ready, failures
 
     async def _call(
-        self, served: Served, live: Sequence[Attempt], transaction: HandlerTransaction | None, deadline: float
+        self,
+        served: Served,
+        live: Sequence[Attempt],
+        transaction: HandlerTransaction | None,
+        seat: Seat | None,
+        deadline: float,
     ) -> Ended:
         session = None if transaction is None else transaction.session
         if served.batch is None:
@@ -124,13 +138,13 @@ class UndoRuns(Runs):
             items = [(attempt.input, attempt.command, attempt.past) for attempt in live]
             arguments = served.batch_arguments(items, session=session)
         self._counts["handler_calls"] += 1
-        return await call(self._calls, served, arguments, transaction, deadline, self._clock)
+        return await call(self._calls, served, arguments, transaction, deadline, self._clock, seat)
 
     async def _outside(
         self, served: Served, live: Sequence[Attempt], deadline: float
     ) -> tuple[Given, frozenset[BarrierKey]]:
         """Undo without a session: the handler first, its row in a transaction of its own."""
-        ended = await self._call(served, live, None, deadline)
+        ended = await self._call(served, live, None, None, deadline)
         given = given_answers(served, live, ended)
         async with self._store.transaction(served.name) as transaction:
             return given, await self._commit(transaction, ended, given)

@@ -7,10 +7,10 @@ by running it again (P3). Times are milliseconds of database time since the inst
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 from uuid import UUID
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
         | scoped_session[Session]
     )
     """What `session=` takes: whatever holds the caller's transaction."""
+
+T = TypeVar("T")
 
 PARTS: Final = 16
 """Partitions of the outbox; a row's part is a stable hash of its ordering key."""

@@ -180,6 +180,7 @@ class Environment:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
+            self._stage.loop = asyncio.get_running_loop()
             url = self._place(stack)
             self._tasks = MortalSpawner()
             """Transactions, and processes that come back."""
@@ -369,14 +370,20 @@ class Environment:
     def under_way(self) -> bool:
         if self._broken is not None:
             raise self._broken
-        return bool(self._reviving or connections_out(self._database.engine) or self._transactions())
+        return bool(
+            self._reviving
+            or connections_out(self._database.engine)
+            or self._transactions()
+            or any(process.threads_taken for process in self._processes.values())
+        )
 
     def _transactions(self) -> bool:
         return any(not task.get_name().startswith("saga-testing-") for task in self._tasks.tasks)
 
     @property
     def handling(self) -> list[str]:
-        return [name for name, count in self._stage.running.items() if count]
+        # a thread that hangs goes on while the next attempt runs, which is not to be taken for it
+        return [name for name, count in self._stage.running.items() for _ in range(count)]
 
     async def due(self) -> Due:
         woken, delayed, unsent = await self._look(lambda connection: connection.execute(_DUE).one())

@@ -11,10 +11,11 @@ import asyncio
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from sqlalchemy import Boolean, Column, Connection, Integer, MetaData, Table, Text, insert, select
+from sqlalchemy import Boolean, Column, Connection, Insert, Integer, MetaData, Table, Text, insert, select
 
 from saga.definition.activity import Activity, Compensation, Handler, Participant
 from saga.definition.refs import Owner
@@ -23,6 +24,7 @@ from saga.outcomes import ActivityContext, Refused
 from saga.payloads import NONE, Codec
 from saga.testing.faults import FaultKind, Faults, InjectedFailure
 
+T = TypeVar("T")
 StandIns = Mapping[Activity[Any, Any, Any], Any]
 """By activity: its output, or a function of its input that returns or raises what the activity would."""
 
@@ -54,14 +56,14 @@ class Ledger:
         """Make the table."""
         _ledger.create(connection, checkfirst=True)
 
-    async def write(self, context: ActivityContext, undo: bool, session: Any) -> None:
-        """Write down that a handler has done its work, in its session if it has one."""
+    def line(self, context: ActivityContext, undo: bool, *, session: bool) -> Insert | None:
+        """Note that a handler has done its work, or return what notes it in its session if it has one."""
         self._numbers += 1
         what = (context.run_id, context.step, undo)
-        if session is None:
-            self._without_session.setdefault(what, self._numbers)
-        else:
-            await session.execute(insert(_ledger).values((self._numbers, *what)))
+        if session:
+            return insert(_ledger).values((self._numbers, *what))
+        self._without_session.setdefault(what, self._numbers)
+        return None
 
     def read(self, connection: Connection, run_id: str) -> tuple[str, ...]:
         """Return what was done for one run, in the order of the commits: `withdraw`, `undo withdraw`."""
@@ -82,6 +84,22 @@ class Stage:
     ledger: Ledger = field(default_factory=Ledger)
     running: Counter[str] = field(default_factory=Counter[str])
     """Handlers that run now, by what they do."""
+    loop: asyncio.AbstractEventLoop | None = None
+    """Of the environment, where all of this is changed; set before the first handler runs."""
+
+    def on_loop(self, function: Callable[[], T]) -> T:
+        """Run a function there, for a handler in a thread."""
+        assert self.loop is not None
+        ended: Future[T] = Future()
+
+        def call() -> None:
+            try:
+                ended.set_result(function())
+            except BaseException as error:
+                ended.set_exception(error)
+
+        self.loop.call_soon_threadsafe(call)
+        return ended.result()
 
 
 def participants(
@@ -131,24 +149,58 @@ def _watched(handler: Handler, stage: Stage, *, undo: bool) -> Handler:
     """Return the handler with its faults before it and its line in the ledger behind it; batches are of one."""
     asks = handler.context_argument is not None
 
+    asked = handler.context_argument or _CONTEXT
+
+    def begin(arguments: dict[str, Any]) -> ActivityContext:
+        context: ActivityContext = arguments[asked] if asks else arguments.pop(asked)
+        stage.running[_doing(context, undo)] += 1
+        return context
+
+    def end(context: ActivityContext) -> None:
+        stage.running[_doing(context, undo)] -= 1
+
+    def dies(context: ActivityContext) -> bool:
+        if stage.faults.strike({FaultKind.CRASH_UNCOMMITTED}, context.step, undo=undo) is None:
+            return False
+        stage.die()
+        return True
+
+    def line(context: ActivityContext) -> Insert | None:
+        return stage.ledger.line(context, undo, session=handler.session_argument is not None)
+
     async def run(**arguments: Any) -> Any:
-        name = handler.context_argument or _CONTEXT
-        context: ActivityContext = arguments[name] if asks else arguments.pop(name)
-        doing = f"undo {context.step}" if undo else context.step
-        stage.running[doing] += 1
+        context = begin(arguments)
         try:
             _strike(stage.faults, context.step, undo)
-            value = await _call(handler, arguments)
-            if stage.faults.strike({FaultKind.CRASH_UNCOMMITTED}, context.step, undo=undo):
-                stage.die()
+            value = _single(await handler.function(**_given(handler, arguments)), handler)
+            if dies(context):
                 await asyncio.get_running_loop().create_future()  # this task is being killed
-            session = arguments.get(handler.session_argument or "")
-            await stage.ledger.write(context, undo, session)
+            if (done := line(context)) is not None:
+                await arguments[handler.session_argument or ""].execute(done)
             return value
         finally:
-            stage.running[doing] -= 1
+            end(context)
 
-    return replace(handler, function=run, context_argument=handler.context_argument or _CONTEXT, batch=None)
+    def run_in_thread(**arguments: Any) -> Any:
+        context = stage.on_loop(lambda: begin(arguments))
+        try:
+            stage.on_loop(lambda: _strike(stage.faults, context.step, undo))
+            value = _single(handler.function(**_given(handler, arguments)), handler)
+            if stage.on_loop(lambda: dies(context)):
+                raise InjectedFailure("the process of this thread has died")
+            if (done := stage.on_loop(lambda: line(context))) is not None:
+                arguments[handler.session_argument or ""].execute(done)
+            return value
+        finally:
+            stage.on_loop(lambda: end(context))
+
+    return replace(
+        handler, function=run_in_thread if handler.threaded else run, context_argument=asked, batch=None
+    )
+
+
+def _doing(context: ActivityContext, undo: bool) -> str:
+    return f"undo {context.step}" if undo else context.step
 
 
 def _strike(faults: Faults, step: str, undo: bool) -> None:
@@ -159,12 +211,18 @@ def _strike(faults: Faults, step: str, undo: bool) -> None:
         raise InjectedFailure(str(fault))
 
 
-async def _call(handler: Handler, arguments: dict[str, Any]) -> Any:
+def _given(handler: Handler, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return what the handler takes for this one command."""
     if handler.batch is None:
-        return await handler.function(**arguments)
-    one = {name: each if name == handler.session_argument else [each] for name, each in arguments.items()}
-    values = await handler.function(**one)
-    value = None if values is None else values[0]
+        return arguments
+    return {name: each if name == handler.session_argument else [each] for name, each in arguments.items()}
+
+
+def _single(returned: Any, handler: Handler) -> Any:
+    """Return what it said to this one command. Raises what a batch handler refused."""
+    if handler.batch is None:
+        return returned
+    value = None if returned is None else returned[0]
     if isinstance(value, Refused):
         raise value
     return value

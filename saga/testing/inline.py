@@ -25,7 +25,7 @@ DRIVER: Final = "saga_inline"
 class InlineCursor(sqlite3.Cursor):
     """A cursor that says what SQLAlchemy asks those of asynchronous drivers."""
 
-    server_side = False
+    server_side: bool = False
 
     async def _async_soft_close(self) -> None:
         """Close what is held at the server: nothing."""
@@ -68,11 +68,11 @@ class InlineExecution(SQLiteExecutionContext):
 class InlineDialect(SQLiteDialect_pysqlite):
     """SQLite through the standard library's driver, for an asynchronous engine."""
 
-    driver = DRIVER
-    supports_statement_cache = True
-    supports_server_side_cursors = True
-    is_async = True
-    execution_ctx_cls = InlineExecution
+    driver: str = DRIVER
+    supports_statement_cache: bool = True
+    supports_server_side_cursors: bool = True
+    is_async: bool = True
+    execution_ctx_cls: type[SQLiteExecutionContext] = InlineExecution
 
     @classmethod
     def get_pool_class(cls, url: URL) -> type[Pool]:

@@ -162,6 +162,12 @@ class Process(App):
         """The tasks that run."""
         return [task for spawner in self._spawners for task in spawner.tasks]
 
+    @property
+    def threads_taken(self) -> int:
+        """How many threads have a command."""
+        participants = None if self._running is None else self._running.participants
+        return 0 if participants is None else participants.threads_taken
+
     async def bury(self) -> None:
         """Wait until nothing of a killed process runs any more."""
         if tasks := self.tasks:

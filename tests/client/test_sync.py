@@ -168,7 +168,8 @@ async def test_verbs_and_views_are_those_of_the_client(
         assert [each.id for each in client.list().instances] == ["dear"]
         assert client.look_up("dear").run_id == handle.run_id
         assert client.cancel(handle, reason="late").after == "compensated"
-        assert client.dead_letters() == client.incidents() == []
+        assert not client.dead_letters()
+        assert not client.incidents()
         assert list(client.redrive_all()) == []
 
     await in_thread(operate)

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.stack("sqlite")
         ("compensation", "trip", set()),
         ("effects", "shop", set()),
         ("events", "orders", set()),
+        ("synchronous", "sell", {"shop"}),
     ],
 )
 def test_the_examples_of_a_page_run(page: str, program: str, others: set[str], tmp_path: Path) -> None:

@@ -1,10 +1,14 @@
-"""A database on each stack: an empty one by its address, and one with our tables in it."""
+"""A database on each stack: an empty one by its address, and one with our tables in it.
+
+A module with `DRIVERS` has its tests on PostgreSQL run on each of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+from sqlalchemy import make_url
 
 from saga.clock import SystemClock, SystemIds, TaskSpawner
 from saga.storage.sqlalchemy import schema
@@ -13,13 +17,34 @@ from saga.storage.sqlalchemy.database import Database
 Opener = Callable[..., Database]
 
 
-@pytest.fixture(params=["sqlite", "postgres-rabbitmq"])
-def stack(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+ASYNCPG = "asyncpg"
+EVERY_DRIVER = (ASYNCPG, "psycopg")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    drivers = getattr(metafunc.module, "DRIVERS", (ASYNCPG,))
+    if "stack" in metafunc.fixturenames:
+        both = [("sqlite", ""), *(("postgres-rabbitmq", driver) for driver in drivers)]
+        ids = ["-".join(filter(None, (stack, driver.replace(ASYNCPG, "")))) for stack, driver in both]
+        metafunc.parametrize(("stack", "driver"), both, ids=ids)
+    elif "postgres_url" in metafunc.fixturenames and len(drivers) > 1:
+        metafunc.parametrize("driver", drivers)
 
 
 @pytest.fixture
-def url(stack: str, request: pytest.FixtureRequest) -> str:
+def driver() -> str:
+    """The driver of addresses on PostgreSQL."""
+    return ASYNCPG
+
+
+@pytest.fixture
+def postgres_url(postgres_url: str, driver: str) -> str:
+    """The address of an empty database, with the driver of this test."""
+    return make_url(postgres_url).set(drivername=f"postgresql+{driver}").render_as_string(hide_password=False)
+
+
+@pytest.fixture
+def url(stack: str, driver: str, request: pytest.FixtureRequest) -> str:
     """The address of an empty database."""
     return str(request.getfixturevalue("sqlite_url" if stack == "sqlite" else "postgres_url"))
 

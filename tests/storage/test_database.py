@@ -16,11 +16,17 @@ from sqlalchemy.util import await_only
 from saga import failpoints
 from saga.clock import SystemClock, TaskSpawner
 from saga.errors import ConfigurationError, StorageBusy, StorageUnavailable
-from saga.storage.sqlalchemy.database import TRANSACTION_SECONDS, TRIES, Database, async_url
+from saga.storage.sqlalchemy.database import (
+    TRANSACTION_SECONDS,
+    TRIES,
+    Database,
+    async_url,
+)
 from tests.plugins.features import Faults
 from tests.proxy import ProxyFactory
-from tests.storage.conftest import Opener
+from tests.storage.conftest import EVERY_DRIVER, Opener
 
+DRIVERS = EVERY_DRIVER
 BOUND = TRANSACTION_SECONDS + 1.0
 """Seconds that no call may take; the one above the promise is for a slow test machine."""
 
@@ -313,6 +319,22 @@ async def test_a_black_hole_ends_within_the_bound_and_the_pool_is_whole_after_it
     link.heal()
     assert await database.run(insert(7)) == 1
     await quiet(database)
+    assert checked_out(database) == 0
+
+
+@pytest.mark.stack("postgres-rabbitmq")
+async def test_a_connection_in_a_black_hole_is_given_back_while_the_hole_is_still_there(
+    moves_on_postgres: Database, proxy: ProxyFactory, opened: Opener
+) -> None:
+    """SQL-6: it is the driver that must give up, or the pool is soon empty."""
+    link = await proxy(moves_on_postgres.url.render_as_string(hide_password=False))
+    database = opened(link.url)
+    await database.run(insert(1))
+    link.drop()
+    async with asyncio.timeout(BOUND):
+        with pytest.raises(StorageUnavailable):
+            await database.run(insert(2), once=True)
+        await quiet(database)
     assert checked_out(database) == 0
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, create_engine, text
+from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from devservices import LocalPostgres
 from saga.storage.sqlalchemy.failures import Failure, classify, describe, sqlstate
 from tests.proxy import ProxyFactory
 
@@ -24,7 +26,7 @@ def raising(state: str) -> str:
     return f"DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '{state}'; END $$"
 
 
-ASYNCPG: dict[str, tuple[str, Failure]] = {
+POSTGRESQL: dict[str, tuple[str, Failure]] = {
     "serialization failure": (raising("40001"), Failure.BUSY),
     "deadlock": (raising("40P01"), Failure.BUSY),
     "lock not available": ("SET LOCAL lock_timeout = 1; LOCK TABLE held", Failure.BUSY),
@@ -80,10 +82,10 @@ async def provoke(engine: AsyncEngine, statements: str) -> BaseException:
 
 
 @pytest.mark.stack("postgres-rabbitmq")
-@pytest.mark.parametrize("case", ASYNCPG)
+@pytest.mark.parametrize("case", POSTGRESQL)
 async def test_asyncpg(engine: AsyncEngine, case: str) -> None:
     """SQL-5."""
-    statements, meaning = ASYNCPG[case]
+    statements, meaning = POSTGRESQL[case]
     async with held(engine):
         assert classify(await provoke(engine, statements)) is meaning
 
@@ -231,6 +233,220 @@ async def test_quirk_asyncpgs_own_text_holds_the_rows_values_and_only_the_wrappe
 )
 def test_errors_that_no_driver_wrapped(error: BaseException, meaning: Failure) -> None:
     assert classify(error) is meaning
+
+
+# --- psycopg ----------------------------------------------------------------------------------
+
+
+def psycopg_url(url: str) -> URL:
+    return make_url(url).set(drivername="postgresql+psycopg")
+
+
+@pytest.fixture
+async def plain(engine: AsyncEngine, postgres_url: str) -> AsyncIterator[Engine]:
+    """A plain engine of the synchronous driver on the same tables."""
+    plain = create_engine(psycopg_url(postgres_url), hide_parameters=True)
+    yield plain
+    plain.dispose()
+
+
+def provoke_plain(engine: Engine, statements: str) -> BaseException:
+    try:
+        with engine.connect() as connection:
+            for statement in [statements] if statements.startswith("DO") else statements.split("; "):
+                connection.execute(text(statement))
+    except Exception as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+@pytest.mark.stack("postgres-rabbitmq")
+@pytest.mark.parametrize("case", POSTGRESQL)
+async def test_psycopg(engine: AsyncEngine, plain: Engine, case: str) -> None:
+    """SQL-5: the same table."""
+    statements, meaning = POSTGRESQL[case]
+    async with held(engine):
+        assert classify(await asyncio.to_thread(provoke_plain, plain, statements)) is meaning
+
+
+@pytest.mark.stack("postgres-rabbitmq")
+async def test_psycopg_one_of_two_that_wait_for_each_other_is_busy(plain: Engine) -> None:
+    """SQL-1: a deadlock that PostgreSQL itself has found."""
+    both, errors = threading.Barrier(2), list[BaseException]()
+
+    def cross(first: int, second: int) -> None:
+        try:
+            with plain.begin() as connection:
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": first})
+                both.wait()
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": second})
+        except DBAPIError as error:
+            errors.append(error)
+
+    await asyncio.gather(asyncio.to_thread(cross, 1, 2), asyncio.to_thread(cross, 2, 1))
+    assert [(sqlstate(error), classify(error)) for error in errors] == [("40P01", Failure.BUSY)]
+
+
+@pytest.mark.stack("postgres-rabbitmq")
+def test_psycopg_a_serialization_failure_is_busy(plain: Engine) -> None:
+    """SQL-5: it is an OperationalError here."""
+    update = text("UPDATE moves SET body = 'y' WHERE id = 1")
+    serial = plain.execution_options(isolation_level="REPEATABLE READ")
+    with serial.connect() as late, serial.connect() as early:
+        late.execute(text("SELECT * FROM moves"))
+        early.execute(update)
+        early.commit()
+        with pytest.raises(OperationalError) as failure:
+            late.execute(update)
+    assert (sqlstate(failure.value), classify(failure.value)) == ("40001", Failure.BUSY)
+
+
+@pytest.mark.stack("postgres-rabbitmq")
+@pytest.mark.parametrize(
+    ("how", "state"),
+    [
+        ("SELECT pg_terminate_backend(:pid, 5000)", "57P01"),
+        (
+            "SELECT set_config('idle_in_transaction_session_timeout', '1', false), pg_sleep(0.0 * :pid)",
+            "25P03",
+        ),
+    ],
+)
+def test_quirk_psycopg_reports_a_backend_that_was_killed_meanwhile_with_its_state(
+    plain: Engine, how: str, state: str
+) -> None:
+    """SQL-5: what makes it LOST is that the connection is closed, for 25P03 is in nobody's list."""
+    with plain.connect() as victim, plain.connect() as killer:
+        pid = victim.execute(text("SELECT pg_backend_pid()")).scalar_one()
+        (killer if state == "57P01" else victim).execute(text(how), {"pid": pid})
+        gone = text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid")
+        for _ in range(1000):
+            killer.rollback()  # what is there is looked up once in a transaction
+            if not killer.execute(gone, {"pid": pid}).scalar_one():
+                break
+        with pytest.raises(DBAPIError) as lost:
+            victim.execute(text("SELECT 1"))
+    assert (sqlstate(lost.value), lost.value.connection_invalidated) == (state, True)
+    assert classify(lost.value) is Failure.LOST
+
+
+@pytest.mark.stack("postgres-rabbitmq")
+async def test_quirk_psycopg_a_cut_at_commit_raises_although_the_row_is_there(
+    engine: AsyncEngine, postgres_url: str, proxy: ProxyFactory
+) -> None:
+    """SQL-1: without a state; `connection_invalidated` is what makes it LOST."""
+    link = await proxy(postgres_url)
+    through = create_engine(psycopg_url(link.url))
+
+    def write() -> DBAPIError:
+        with through.connect() as connection:
+            connection.execute(text("INSERT INTO moves VALUES (7, 'x')"))
+            link.cut_at_commit()
+            with pytest.raises(OperationalError) as lost:
+                connection.commit()
+        return lost.value
+
+    error = await asyncio.to_thread(write)
+    through.dispose()
+    assert (sqlstate(error), error.connection_invalidated, link.fired["cut"]) == ("", True, 1)
+    assert classify(error) is Failure.LOST
+    async with engine.connect() as connection:
+        assert (await connection.execute(text("SELECT count(*) FROM moves WHERE id = 7"))).scalar_one() == 1
+
+
+@pytest.mark.stack("postgres-rabbitmq")
+def test_quirk_psycopg_ddl_under_a_live_connection_spoils_its_next_transaction_once(plain: Engine) -> None:
+    """PG-5: once it has prepared the statement; the state alone would say that a feature is missing."""
+    select = text("SELECT * FROM moves")
+    with plain.connect() as connection:
+        for _ in range(7):
+            connection.execute(select)
+        connection.commit()
+        with plain.begin() as other:
+            other.execute(text("ALTER TABLE moves ADD COLUMN note text"))
+        with pytest.raises(DBAPIError) as stale:
+            connection.execute(select)
+        connection.rollback()
+        assert (sqlstate(stale.value), classify(stale.value)) == ("0A000", Failure.BUSY)
+        connection.execute(select)
+
+
+@pytest.mark.stack("postgres-rabbitmq")
+async def test_psycopg_connections_that_cannot_be_made(postgres_url: str) -> None:
+    """SQL-5: its errors of connecting have no state, so those that an operator must act on are told by their words."""
+
+    async def connect(url: str | URL, **arguments: object) -> BaseException:
+        engine = create_engine(url, connect_args=arguments)
+        try:
+            return await asyncio.to_thread(provoke_plain, engine, "SELECT 1")
+        finally:
+            engine.dispose()
+
+    refused = await connect("postgresql+psycopg://u@127.0.0.1:1/x")
+    assert (type(refused), sqlstate(refused), classify(refused)) == (OperationalError, "", Failure.LOST)
+
+    unknown = await connect("postgresql+psycopg://u@no-such-host.invalid/x")
+    assert (sqlstate(unknown), classify(unknown)) == ("", Failure.LOST)
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        late = await connect(f"postgresql+psycopg://u@127.0.0.1:{port}/x", connect_timeout=2)
+    assert (describe(late), classify(late)) == ("ConnectionTimeout", Failure.LOST)
+
+    database = await connect(psycopg_url(postgres_url).set(database="no_such_database"))
+    assert (sqlstate(database), classify(database)) == ("3D000", Failure.FATAL)
+
+    role = await connect(psycopg_url(postgres_url).set(username="no_such_role"))
+    assert (sqlstate(role), classify(role)) == ("28000", Failure.FATAL)
+
+
+@pytest.fixture
+def guarded(own_postgres: LocalPostgres) -> Iterator[str]:
+    """The address, with a wrong password, of a role whom the server asks for one."""
+    role, _ = own_postgres.create_role(password=CANARY)
+    ((path,),) = own_postgres.execute("SHOW hba_file")[-1]
+    file = Path(path)
+    before = file.read_text()
+    file.write_text(f"host all {role} all scram-sha-256\n{before}")
+    own_postgres.execute("SELECT pg_reload_conf()")
+    yield own_postgres.database_url("postgres", role=role, password="wrong")
+    file.write_text(before)
+    own_postgres.execute("SELECT pg_reload_conf()")
+    own_postgres.drop_role(role)
+
+
+@pytest.mark.stack("postgres-rabbitmq")
+@pytest.mark.parametrize("password", ["wrong", None])
+async def test_a_refused_password_has_the_same_state_on_each_driver(
+    guarded: str, password: str | None
+) -> None:
+    """An operator must act, so it is no connection that is lost."""
+    address = make_url(guarded)._replace(password=password)
+    plain, engine = create_engine(address.set(drivername="postgresql+psycopg")), create_async_engine(address)
+    for _ in range(1000):  # the server reads its settings when it gets to it
+        if sqlstate(await provoke_or_none(engine)) == "28P01":
+            break
+        await asyncio.sleep(0.01)
+    error = provoke_plain(plain, "SELECT 1")
+    assert (describe(error), classify(error)) == ("OperationalError 28P01", Failure.FATAL)
+    plain.dispose()
+    await engine.dispose()
+
+
+async def provoke_or_none(engine: AsyncEngine) -> BaseException:
+    try:
+        return await provoke(engine, "SELECT 1")
+    except AssertionError as error:
+        return error
+
+
+@pytest.mark.stack("postgres-rabbitmq")
+def test_quirk_psycopgs_text_holds_the_rows_values_and_the_wrapper_shows_it(plain: Engine) -> None:
+    """SQL-9: so `hide_parameters` hides nothing here."""
+    with pytest.raises(IntegrityError) as wrong, plain.begin() as connection:
+        connection.execute(text("INSERT INTO moves VALUES (:id, :body)"), {"id": -1, "body": CANARY})
+    assert CANARY in str(wrong.value)
+    assert describe(wrong.value) == "CheckViolation 23514 positive"
 
 
 # --- SQLite -----------------------------------------------------------------------------------

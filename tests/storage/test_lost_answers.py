@@ -34,7 +34,9 @@ from saga.storage.sqlalchemy.parking import SqlParkingStore
 from saga.storage.sqlalchemy.participant import SqlParticipantStore
 from tests.plugins.features import Faults
 from tests.proxy import Proxy, ProxyFactory
-from tests.storage.conftest import Opener
+from tests.storage.conftest import EVERY_DRIVER, Opener
+
+DRIVERS = EVERY_DRIVER
 
 RUNS = [UUID(int=(7 << 76) | number) for number in range(1, 4)]
 OWNER = UUID(int=99)

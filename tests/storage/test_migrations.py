@@ -17,7 +17,9 @@ from sqlalchemy import Connection, text
 from devservices import Postgres
 from saga.storage.sqlalchemy import schema, tables
 from saga.storage.sqlalchemy.database import Database
-from tests.storage.conftest import Opener
+from tests.storage.conftest import EVERY_DRIVER, Opener
+
+DRIVERS = EVERY_DRIVER
 
 ROOT = Path(__file__).parents[2]
 

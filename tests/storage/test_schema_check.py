@@ -11,13 +11,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, create_engine, text
+from sqlalchemy import Connection, create_engine, make_url, text
 
+from devservices import Postgres
 from saga.clock import SystemClock
 from saga.errors import ConfigurationError, SchemaMismatch, UnsupportedDatabase
 from saga.storage.sqlalchemy import schema
 from saga.storage.sqlalchemy.database import Database
-from tests.storage.conftest import Opener
+from tests.storage.conftest import EVERY_DRIVER, Opener
+
+DRIVERS = EVERY_DRIVER
 
 
 def run_by_hand(url: str, script: str, directory: Path) -> None:
@@ -35,7 +38,8 @@ def run_by_hand(url: str, script: str, directory: Path) -> None:
         program = shutil.which("psql")
         if program is None:
             pytest.skip("no psql on this machine")
-        command = [program, "-X", "-q", "-v", "ON_ERROR_STOP=1", url.replace("+asyncpg", "")]
+        address = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+        command = [program, "-X", "-q", "-v", "ON_ERROR_STOP=1", address]
     subprocess.run(
         command, input=script, text=True, check=True, cwd=directory, timeout=60, capture_output=True
     )
@@ -213,10 +217,12 @@ async def test_a_schema_of_a_later_release_that_only_added_is_accepted(
     await schema.prepare(database)
 
 
-def test_the_command_in_the_advice_holds_no_password_and_can_be_pasted(opened: Opener) -> None:
-    database = opened("postgresql://accounts:s3cret@db.example:6432/shop?password=s3cret", schema="sagas")
+@pytest.mark.parametrize("kind", ["postgresql", "postgresql+psycopg"])
+def test_the_command_in_the_advice_holds_no_password_and_can_be_pasted(opened: Opener, kind: str) -> None:
+    """With the driver that is surely there, where that is not the usual one."""
+    database = opened(f"{kind}://accounts:s3cret@db.example:6432/shop?password=s3cret", schema="sagas")
     command = schema.upgrade_command(database.url, database.schema)
-    assert command == "saga db upgrade --database postgresql://accounts@db.example:6432/shop --schema sagas"
+    assert command == f"saga db upgrade --database {kind}://accounts@db.example:6432/shop --schema sagas"
 
 
 # --- the server -------------------------------------------------------------------------------
@@ -232,6 +238,24 @@ async def test_a_server_that_is_too_old_is_refused(
     with pytest.raises(UnsupportedDatabase) as refused:
         await schema.prepare(database)
     assert re.search(r"(PostgreSQL|SQLite) [\d.]+.* is too old", refused.value.text)
+
+
+@pytest.mark.feature("G-08")
+@pytest.mark.stack("postgres-rabbitmq")
+async def test_a_databases_default_isolation_is_not_that_of_our_transactions_and_single_statements(
+    postgres_server: Postgres, postgres_url: str, opened: Opener
+) -> None:
+    """PG-4: it is set by us, and verified."""
+    name = postgres_url.rpartition("/")[2]
+    postgres_server.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'")
+    database = opened(postgres_url)
+    show = text("SHOW transaction_isolation")
+    for single in (False, True):
+        found = await database.run(lambda connection: connection.execute(show).scalar(), single=single)
+        assert found == "read committed"
+    ((default,),) = postgres_server.execute("SHOW transaction_isolation", database_url=postgres_url)[0]
+    assert default == "serializable"
+    await database.run(lambda connection: schema.check_server(connection, database.clock))
 
 
 @pytest.mark.feature("G-08")

@@ -2,16 +2,19 @@
 
 Hot statements go past the SQL compiler (`exec_driver_sql`): the single insert is on every command. Any number of keys
 is one statement: arrays on PostgreSQL, a JSON array on SQLite, both in the order given, which is sorted by key (P24).
+PostgreSQL's texts number their parameters as its protocol does; drivers with marks of their own get them rewritten.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any, Final, Protocol
 from uuid import UUID
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, CursorResult
 
 from saga.clock import Clock
 from saga.storage.base import BarrierKey, BarrierRow
@@ -84,30 +87,28 @@ class PostgresqlBarrier:
 
     def insert_one(self, connection: Connection, row: BarrierRow) -> bool:
         values = (self._namespace, *row.key, row.outcome, row.reply)
-        return connection.exec_driver_sql(self.INSERT_ONE, values).rowcount == 1
+        return _execute(connection, self.INSERT_ONE, values).rowcount == 1
 
     def insert(self, connection: Connection, rows: Sequence[BarrierRow]) -> set[BarrierKey]:
         columns = _columns((*row.key, row.outcome, row.reply) for row in rows)
-        found = connection.exec_driver_sql(self.INSERT, (self._namespace, *columns))
+        found = _execute(connection, self.INSERT, (self._namespace, *columns))
         return {BarrierKey(*row) for row in found}
 
     def select(self, connection: Connection, keys: Sequence[BarrierKey]) -> dict[BarrierKey, BarrierRow]:
-        found = connection.exec_driver_sql(self.SELECT, (self._namespace, *_columns(keys)))
+        found = _execute(connection, self.SELECT, (self._namespace, *_columns(keys)))
         rows = (BarrierRow(BarrierKey(*row[:5]), row[5], row[6]) for row in found)
         return {row.key: row for row in rows}
 
     def replace(self, connection: Connection, row: BarrierRow, was: str) -> None:
         values = (self._namespace, *row.key, row.outcome, row.reply, was)
-        connection.exec_driver_sql(self.REPLACE, values)
+        _execute(connection, self.REPLACE, values)
 
     def count_lone_run(self, connection: Connection, command_id: str) -> int:
-        counted: int = connection.exec_driver_sql(
-            self.COUNT_LONE_RUN, (self._namespace, command_id)
-        ).scalar_one()
+        counted: int = _execute(connection, self.COUNT_LONE_RUN, (self._namespace, command_id)).scalar_one()
         return counted
 
     def forget_lone_run(self, connection: Connection, command_id: str) -> None:
-        connection.exec_driver_sql(self.FORGET_LONE_RUN, (self._namespace, command_id))
+        _execute(connection, self.FORGET_LONE_RUN, (self._namespace, command_id))
 
 
 class SqliteBarrier:
@@ -187,3 +188,19 @@ def statements(dialect: str, namespace: str, clock: Clock) -> BarrierStatements:
 
 def _columns(rows: Iterable[Sequence[Any]]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _execute(
+    connection: Connection, numbered: str, values: tuple[Any, ...]
+) -> CursorResult[*tuple[Any, ...]]:
+    """Run a statement whose parameters are `$1` and so on."""
+    if connection.dialect.paramstyle == "numeric_dollar":
+        return connection.exec_driver_sql(numbered, values)
+    named = {str(number): value for number, value in enumerate(values, 1)}
+    return connection.exec_driver_sql(named_marks(numbered), named)
+
+
+@cache
+def named_marks(numbered: str) -> str:
+    """Return a statement with `%(1)s` for `$1`: a name may repeat and come in any order, as a number may."""
+    return re.sub(r"\$(\d+)", r"%(\1)s", numbered.replace("%", "%%"))

@@ -21,9 +21,13 @@ from saga.storage.sqlalchemy.failures import describe
 log: Final[logging.Logger] = logging.getLogger("saga.storage")
 
 CHANNEL: Final = "saga_queue"
+LISTEN: Final = "LISTEN saga_queue"
 BACKOFF_SECONDS: Final = 0.1
 BACKOFF_SECONDS_MAX: Final = 2.0
 WATCH_SECONDS: Final = 0.02
+LISTEN_SECONDS: Final = 3.0
+
+HOLD: Final = text("SELECT pg_advisory_lock(CAST(:lock AS bigint))")
 
 RING: Final = text("""
 SELECT count(pg_notify('saga_queue', CAST(:sender AS text) || name)) FROM unnest(CAST(:channels AS text[])) AS c(name)
@@ -49,26 +53,25 @@ class NotifyBell:
         return self._lock if self._locked else None
 
     async def listen(self, heard: Callable[[str], None], lost: Callable[[], None]) -> None:
-        def notified(_connection: Any, _pid: int, _channel: str, payload: str) -> None:
+        def notified(payload: str) -> None:
             sender, name = payload[:12], payload[12:]
             if sender != self._sender:
                 heard(name)
 
+        kind = _PsycopgEars if self._engine.dialect.driver == "psycopg" else _AsyncpgEars
         failures = 0
         while True:
             listening = False
             try:
                 async with self._engine.connect() as connection:
-                    driver: Any = (await connection.get_raw_connection()).driver_connection
-                    gone = asyncio.Event()
                     try:
-                        driver.add_termination_listener(lambda _connection, gone=gone: gone.set())
-                        await driver.add_listener(CHANNEL, notified)
-                        await driver.execute("SELECT pg_advisory_lock($1)", self._lock)
+                        ears = kind((await connection.get_raw_connection()).driver_connection)
+                        await ears.open(notified)
+                        await connection.execute(HOLD, {"lock": self._lock})
                         self._locked = listening = True
                         failures = 0
                         heard("")  # what was put there before we listened
-                        await gone.wait()
+                        await ears.listen()
                     finally:
                         self._locked = False
                         await connection.invalidate()
@@ -85,6 +88,41 @@ class NotifyBell:
         await self._database.run(
             lambda connection: connection.execute(RING, parameters).scalar(), single=True, once=True
         )
+
+
+class _AsyncpgEars:
+    """What asyncpg has for listening: it reads whatever comes."""
+
+    def __init__(self, driver: Any) -> None:
+        self._driver = driver
+        self._gone = asyncio.Event()
+
+    async def open(self, notified: Callable[[str], None]) -> None:
+        self._driver.add_termination_listener(lambda _connection: self._gone.set())
+        await self._driver.add_listener(
+            CHANNEL, lambda _connection, _pid, _channel, payload: notified(payload)
+        )
+
+    async def listen(self) -> None:
+        """Return when the connection is gone."""
+        await self._gone.wait()
+
+
+class _PsycopgEars:
+    """What psycopg has: it reads only where somebody waits, and an error tells that the connection is gone."""
+
+    def __init__(self, driver: Any) -> None:
+        self._driver = driver
+
+    async def open(self, notified: Callable[[str], None]) -> None:
+        self._notified = notified
+        await self._driver.execute(LISTEN)
+
+    async def listen(self) -> None:
+        while True:
+            # shorter than what cuts the connection, which takes a silence for a dead link
+            async for notification in self._driver.notifies(timeout=LISTEN_SECONDS):
+                self._notified(notification.payload)
 
 
 class FileBell:

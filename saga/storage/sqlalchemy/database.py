@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Coroutine
 from contextlib import nullcontext
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, event, make_url
+from sqlalchemy import Connection, Engine, event, make_url
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -23,7 +23,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_ran
 from saga.clock import Clock, Ids, Spawner
 from saga.errors import ConfigurationError, MissingExtra, StorageBusy, StorageUnavailable
 from saga.failpoints import failpoint
-from saga.storage.sqlalchemy import quiet
+from saga.storage.sqlalchemy import quiet, threadengine
 from saga.storage.sqlalchemy.failures import (
     REFUSED_STATES,
     UNUSABLE_SQLITE,
@@ -48,6 +48,7 @@ _DRIVERS: Final = {
     "sqlite+aiosqlite": ("sqlite+aiosqlite", "aiosqlite", ""),
     "postgresql": ("postgresql+asyncpg", "asyncpg", "postgres"),
     "postgresql+asyncpg": ("postgresql+asyncpg", "asyncpg", "postgres"),
+    "postgresql+psycopg": ("postgresql+psycopg", "psycopg", "psycopg"),
 }
 
 
@@ -110,6 +111,8 @@ class Database:
         )
 
         self._reading = self.engine.execution_options(saga_reads=True) if self.writer else None
+        self._idle_in_transaction_seconds = idle_in_transaction_seconds
+        self._threads: Engine | None = None
 
     def _sqlite_engine(self, pool_size: int) -> AsyncEngine:
         url, connect_args = self._sqlite_driver()
@@ -121,8 +124,9 @@ class Database:
             pool_timeout=STATEMENT_SECONDS,
             connect_args=connect_args,
         )
-        assert self.writer is not None
-        _queue_writers(engine, self.writer)
+        writer = self.writer
+        assert writer is not None
+        _queue_writers(engine.sync_engine, lambda: await_only(writer.acquire()), writer.release)
         return engine
 
     def _sqlite_driver(self) -> tuple[URL, dict[str, Any]]:
@@ -135,15 +139,6 @@ class Database:
         return self.url, arguments
 
     def _postgresql_engine(self, pool_size: int, idle_seconds: float | None) -> AsyncEngine:
-        settings = {
-            "application_name": "saga",
-            "statement_timeout": str(int(STATEMENT_SECONDS * 1000)),
-            "lock_timeout": str(int(LOCK_SECONDS * 1000)),
-        }
-        if idle_seconds is not None:
-            settings["idle_in_transaction_session_timeout"] = str(int(idle_seconds * 1000))
-        if self.schema is not None:
-            settings["search_path"] = '"' + self.schema.replace('"', '""') + '"'
         return create_async_engine(
             self.url,
             hide_parameters=True,
@@ -152,12 +147,58 @@ class Database:
             max_overflow=0,
             pool_timeout=STATEMENT_SECONDS,
             pool_use_lifo=True,
-            connect_args={
-                "timeout": CONNECT_SECONDS,
-                "command_timeout": STATEMENT_SECONDS + 1,
-                "server_settings": settings,
-            },
+            connect_args=self._postgresql_driver(self._settings(idle_seconds)),
         )
+
+    def _postgresql_driver(self, settings: dict[str, str]) -> dict[str, Any]:
+        """Return the arguments of the driver's connections."""
+        if self.url.get_driver_name() == "psycopg":
+            from saga.storage.sqlalchemy import psycopglink  # an extra
+
+            return psycopglink.arguments(
+                settings, connect_seconds=CONNECT_SECONDS, answer_seconds=STATEMENT_SECONDS + 1
+            )
+        return {
+            "timeout": CONNECT_SECONDS,
+            "command_timeout": STATEMENT_SECONDS + 1,
+            "server_settings": settings,
+        }
+
+    def _settings(self, idle_seconds: float | None) -> dict[str, str]:
+        """Return what the server is told of each connection."""
+        settings = {
+            "application_name": "saga",
+            "default_transaction_isolation": "read committed",  # PG-4: also where a statement is a transaction
+            "statement_timeout": str(int(STATEMENT_SECONDS * 1000)),
+            "lock_timeout": str(int(LOCK_SECONDS * 1000)),
+        }
+        if idle_seconds is not None:
+            settings["idle_in_transaction_session_timeout"] = str(int(idle_seconds * 1000))
+        if self.schema is not None:
+            settings["search_path"] = '"' + self.schema.replace('"', '""') + '"'
+        return settings
+
+    def serve_threads(self, connections: int) -> Engine:
+        """Return the engine of sessions in threads, made at the first call, with so many connections of its own.
+
+        Their own, so that a thread that never returns holds none that the loop needs. Call it on the loop. Raises
+        MissingExtra if the synchronous driver is not installed.
+        """
+        if self._threads is None:
+            pool = {"pool_size": connections, "max_overflow": 0, "pool_timeout": STATEMENT_SECONDS}
+            if self.writer is not None:
+                self._threads = threadengine.sqlite(self.url, busy_seconds=STATEMENT_SECONDS, **pool)
+                take, give_back = threadengine.turns(self.writer, asyncio.get_running_loop())
+                _queue_writers(self._threads, take, give_back)
+            else:
+                self._threads = threadengine.postgresql(
+                    self.url,
+                    self._settings(self._idle_in_transaction_seconds),
+                    connect_seconds=CONNECT_SECONDS,
+                    answer_seconds=STATEMENT_SECONDS + 1,
+                    **pool,
+                )
+        return self._threads
 
     @property
     def place(self) -> str:
@@ -300,9 +341,13 @@ class Database:
         return result
 
     async def dispose(self) -> None:
-        """Close the pool. Bounded; a connection that does not close is abandoned."""
-        task = self.spawner.spawn(self.engine.dispose(), name="saga-dispose")
-        await asyncio.wait({task}, timeout=STATEMENT_SECONDS)
+        """Close the pools. Bounded; a connection that does not close is abandoned."""
+        tasks = {self.spawner.spawn(self.engine.dispose(), name="saga-dispose")}
+        if self._threads is not None:
+            tasks.add(
+                self.spawner.spawn(asyncio.to_thread(self._threads.dispose), name="saga-dispose-threads")
+            )
+        await asyncio.wait(tasks, timeout=STATEMENT_SECONDS)
 
 
 def _run_single(connection: Connection, function: Callable[[Connection], T]) -> T:
@@ -328,13 +373,12 @@ def _begin_and_commit(connection: Connection, function: Callable[[Connection], T
     return result
 
 
-def _queue_writers(engine: AsyncEngine, writer: asyncio.Lock) -> None:
+def _queue_writers(sync: Engine, take: Callable[[], object], give_back_turn: Callable[[], object]) -> None:
     """Begin every SQLite transaction with the process's fair lock and BEGIN IMMEDIATE (LITE-1, P36).
 
-    The lock is taken at a transaction's first statement and given back when its connection returns to the pool, so
-    it covers COMMIT as well.
+    `take` waits for the lock, at a transaction's first statement. It is given back when the connection returns to the
+    pool, so it covers COMMIT as well.
     """
-    sync = engine.sync_engine
 
     @event.listens_for(sync, "connect")
     def configure(raw: Any, _record: Any) -> None:
@@ -351,13 +395,13 @@ def _queue_writers(engine: AsyncEngine, writer: asyncio.Lock) -> None:
             )  # a snapshot: readers and the writer never wait for each other
             return
         if not connection.info.get("saga_writer"):
-            await_only(writer.acquire())
+            take()
             connection.info["saga_writer"] = True
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     def give_back(_raw: Any, record: Any, *_rest: Any) -> None:
         if record is not None and record.info.pop("saga_writer", None):
-            writer.release()
+            give_back_turn()
 
     for hook in ("checkin", "invalidate", "soft_invalidate", "close"):
         event.listen(sync.pool, hook, give_back)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 
@@ -24,6 +25,14 @@ BUSY_STATES: Final = frozenset({"40001", "40P01", "55P03", "57014"})
 LOST_STATES: Final = frozenset({"57P01", "57P02", "57P03", "53300"})
 REFUSED_STATES: Final = ("28", "3D")
 """Classes of states of a refused log-in: user, password, database. An operator must act."""
+REFUSALS: Final = {
+    "28P01": re.compile("password authentication failed|no password supplied"),
+    "3D000": re.compile('database ".*" does not exist'),
+    "28000": re.compile(
+        'role ".*" (does not exist|is not permitted to log in)|authentication failed|pg_hba.conf'
+    ),
+}
+"""psycopg does not tell the state of a refused log-in. Servers that speak another language are tried again in vain."""
 BUSY_SQLITE: Final = ("SQLITE_BUSY", "SQLITE_LOCKED")
 UNUSABLE_SQLITE: Final = ("SQLITE_CANTOPEN", "SQLITE_NOTADB")
 
@@ -38,8 +47,10 @@ def classify(error: BaseException) -> Failure:
             return Failure.BUSY
         if state in LOST_STATES or state.startswith("08"):
             return Failure.LOST
-        if type(error.orig).__name__ == "InvalidCachedStatementError":
+        if _is_stale_plan(error.orig):
             return Failure.BUSY  # PG-5: DDL under a live connection; once is enough
+        if not state and isinstance(error, OperationalError) and _diagnosis(error.orig) is not None:
+            return Failure.LOST  # psycopg: libpq's own words, and every error of connecting
         return Failure.FATAL
     if isinstance(error, PoolTimeout):
         return Failure.BUSY  # every connection is in use; it is no DBAPIError and no TimeoutError
@@ -51,7 +62,13 @@ def classify(error: BaseException) -> Failure:
 def describe(error: BaseException) -> str:
     """Return what may be logged of an error: class, SQLSTATE and constraint; never its text (SQL-9)."""
     cause = getattr(error, "orig", None) or error
-    constraint = getattr(cause, "constraint_name", None) or getattr(cause.__cause__, "constraint_name", None)
+    constraint = next(
+        filter(
+            None,
+            (getattr(part, "constraint_name", None) for part in (cause, cause.__cause__, _diagnosis(cause))),
+        ),
+        None,
+    )
     parts = [type(cause).__name__, sqlstate(error) or sqlite_name(error), str(constraint or "")]
     return " ".join(filter(None, parts))
 
@@ -63,6 +80,9 @@ def sqlstate(error: BaseException) -> str:
         state = getattr(candidate, "sqlstate", None) or getattr(candidate, "pgcode", None)
         if state:
             return str(state)
+    if isinstance(error, OperationalError) and _diagnosis(cause) is not None:
+        words = str(cause)
+        return next((state for state, refused in REFUSALS.items() if refused.search(words)), "")
     return ""
 
 
@@ -70,3 +90,15 @@ def sqlite_name(error: BaseException) -> str:
     """Return SQLite's name of a driver's error, empty where it has none."""
     cause = getattr(error, "orig", None)
     return str(getattr(cause, "sqlite_errorname", ""))
+
+
+def _diagnosis(cause: object) -> Any:
+    """Return the parts of an error as psycopg has them, None for another driver's."""
+    return getattr(cause, "diag", None)
+
+
+def _is_stale_plan(cause: object) -> bool:
+    if type(cause).__name__ == "InvalidCachedStatementError":
+        return True
+    # psycopg knows the state alone, which others share; the function's name is in no language
+    return getattr(_diagnosis(cause), "source_function", None) == "RevalidateCachedQuery"

@@ -3,6 +3,10 @@
 A handler's transaction begins at its first statement and holds one connection; there are never more of them than
 the pool has connections, so nobody waits in the pool, and nothing here asks for a second one (SQL-7). Flush, barrier
 insert, COMMIT and giving the connection back are one switch into SQLAlchemy's greenlet.
+
+For a handler in a thread the same functions run in that thread, on a session of a synchronous driver. Those sessions
+have connections and permits of their own: a thread that never returns keeps both, and the look that precedes the answer
+(P22) must not wait for it.
 """
 
 from __future__ import annotations
@@ -17,25 +21,19 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.util import greenlet_spawn
+from sqlalchemy.orm import Session
 
 from saga.errors import StorageBusy, StorageUnavailable
 from saga.failpoints import failpoint
-from saga.storage.base import BUSY, LOST, OTHER, BarrierKey, BarrierRow
+from saga.storage.base import BUSY, LOST, OTHER, BarrierKey, BarrierRow, Thread
 from saga.storage.sqlalchemy.barrier import CANCELLED, BarrierStatements, statements
 from saga.storage.sqlalchemy.database import Database
 from saga.storage.sqlalchemy.failures import Failure, classify, describe
-from saga.storage.sqlalchemy.handlersession import (
-    HandlerSession,
-    commit,
-    cut,
-    discard,
-    flushed,
-)
+from saga.storage.sqlalchemy.handlersession import began, commit, flushed
+from saga.storage.sqlalchemy.handlerway import InThread, OnLoop, Way
 from saga.storage.sqlalchemy.writer import HOLDING_SECONDS_MAX, handler_writes_to
 
 T = TypeVar("T")
-END_SECONDS: Final = 5.0
 log: Final[logging.Logger] = logging.getLogger("saga.participant")
 
 
@@ -43,18 +41,30 @@ class SqlParticipantStore:
     """One participant's barrier in its own database."""
 
     def __init__(self, database: Database, namespace: str, *, transactions_max: int | None = None) -> None:
-        """`transactions_max` bounds the connections used here; by default all of the pool's."""
+        """`transactions_max` bounds the connections used here; by default all of the pool's.
+
+        Handlers in threads have as many once more, of another driver.
+        """
         self.database = database
         self._statements = statements(database.dialect, namespace, database.clock)
         self._max = transactions_max or _pool_size(database)
         self._permits = asyncio.Semaphore(self._max)
+        self._thread_permits = asyncio.Semaphore(self._max)
 
     @property
     def transactions_max(self) -> int:
         return self._max
 
-    def transaction(self, handler: str) -> SqlHandlerTransaction:
-        return SqlHandlerTransaction(self.database, self._statements, self._permits, handler)
+    def serve_threads(self) -> None:
+        self.database.serve_threads(self._max)
+
+    def transaction(self, handler: str, thread: Thread | None = None) -> SqlHandlerTransaction:
+        way: Way
+        if thread is None:
+            way = OnLoop(self.database, self._permits)
+        else:
+            way = InThread(self.database, self._max, self._thread_permits, thread)
+        return SqlHandlerTransaction(self.database, self._statements, way, handler)
 
     def trouble(self, error: BaseException) -> str:
         if isinstance(error, StorageBusy | PoolTimeout):
@@ -66,7 +76,10 @@ class SqlParticipantStore:
         return {Failure.BUSY: BUSY, Failure.LOST: LOST, Failure.FATAL: OTHER}[classify(error)]
 
     async def look_up(self, keys: Sequence[BarrierKey]) -> Mapping[BarrierKey, BarrierRow]:
-        return await self._run(lambda connection: self._statements.select(connection, keys), single=True)
+        # on SQLite a handler that does not let go of the writer must not keep anybody from being answered
+        return await self._run(
+            lambda connection: self._statements.select(connection, keys), single=True, reads=True
+        )
 
     async def decide(self, rows: Sequence[BarrierRow]) -> Mapping[BarrierKey, BarrierRow]:
         def decide(connection: Connection) -> dict[BarrierKey, BarrierRow]:
@@ -92,32 +105,33 @@ class SqlParticipantStore:
             lambda connection: self._statements.forget_lone_run(connection, command_id), single=True
         )
 
-    async def _run(self, function: Callable[[Connection], T], *, single: bool = False) -> T:
+    async def _run(
+        self, function: Callable[[Connection], T], *, single: bool = False, reads: bool = False
+    ) -> T:
         async with self._permits:
-            return await self.database.run(function, single=single)
+            return await self.database.run(function, single=single, reads=reads)
 
 
 class SqlHandlerTransaction:
     """One transaction around a handler. `async with` takes a connection's permit and gives it back."""
 
-    def __init__(
-        self, database: Database, barrier: BarrierStatements, permits: asyncio.Semaphore, handler: str
-    ) -> None:
+    def __init__(self, database: Database, barrier: BarrierStatements, way: Way, handler: str) -> None:
         self._database = database
         self._barrier = barrier
-        self._permits = permits
+        self._way = way
         self._handler = handler
         self._sqlite = database.writer is not None
-        self._session = HandlerSession(database.engine, clock=database.clock if self._sqlite else None)
+        self._session = way.session
+        self._permitted = True
         self._token: Token[str | None] | None = None
         self._open = True
 
     @property
-    def session(self) -> AsyncSession:
-        return self._session
+    def session(self) -> AsyncSession | Session:
+        return self._way.given
 
     async def __aenter__(self) -> SqlHandlerTransaction:
-        await self._permits.acquire()
+        await self._way.permits.acquire()
         if self._sqlite:
             self._token = handler_writes_to.set(self._database.url.database)
         return self
@@ -125,13 +139,14 @@ class SqlHandlerTransaction:
     async def __aexit__(self, *exc: object) -> None:
         try:
             if self._open:
-                await self._end(discard)
+                await self._end(given_up=False)
         finally:
             if self._token is not None:
                 handler_writes_to.reset(self._token)
             if self._sqlite:
                 self._report_holding()
-            self._permits.release()
+            if self._permitted:
+                self._way.permits.release()
 
     async def find(self, keys: Sequence[BarrierKey]) -> Mapping[BarrierKey, BarrierRow]:
         return await self._statement(lambda connection: self._barrier.select(connection, keys))
@@ -149,7 +164,7 @@ class SqlHandlerTransaction:
 
     async def commit(self, rows: Sequence[BarrierRow]) -> frozenset[BarrierKey]:
         try:
-            taken = await greenlet_spawn(self._commit, rows)
+            taken = await self._way.run(lambda: self._commit(rows))
             if not taken:
                 self._open = False
                 failpoint("W4")
@@ -177,27 +192,22 @@ class SqlHandlerTransaction:
 
     async def abandon(self) -> None:
         self._open = False
-        await self._end(cut)
+        await self._end(given_up=True)
 
     async def _statement(self, function: Callable[[Connection], T]) -> T:
         try:
-            return await greenlet_spawn(lambda: function(self._session.sync_session.connection()))
+            return await self._way.run(lambda: function(Session.connection(self._session)))
         except BaseException as error:
             _reraise(error)
 
-    async def _end(self, how: Callable[[HandlerSession], None]) -> None:
+    async def _end(self, *, given_up: bool) -> None:
         """Roll back or cut, bounded, in a task of its own that is never cancelled (SQL-3)."""
-        task = self._database.spawner.spawn(greenlet_spawn(how, self._session), name="saga-handler-rollback")
-        done, _ = await asyncio.wait({task}, timeout=END_SECONDS)
-        if done and not task.cancelled() and task.exception() is None:
-            return
-        if how is not cut:
-            log.info("the transaction of %s could not be rolled back; its connection is cut", self._handler)
-            await self._end(cut)
+        self._permitted = not self._way.keeps_permit
+        await self._way.end(self._handler, given_up=given_up)
 
     def _report_holding(self) -> None:
-        began = self._session.began
-        if began is not None and (held := self._database.clock.monotonic() - began) > HOLDING_SECONDS_MAX:
+        at = began(self._session)
+        if at is not None and (held := self._database.clock.monotonic() - at) > HOLDING_SECONDS_MAX:
             log.warning(
                 "%s held the SQLite writer for %.1f s; nothing else could write meanwhile",
                 self._handler,

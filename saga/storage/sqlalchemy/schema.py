@@ -157,9 +157,9 @@ def upgrade_command(url: URL | None, schema: str | None) -> str:
     """Return the command that upgrades this database, without the password."""
     if url is None:
         return "saga db upgrade"
-    bare = URL.create(
-        url.get_backend_name(), username=url.username, host=url.host, port=url.port, database=url.database
-    )
+    # the driver too, unless it is the one that is taken anyway: no other may be installed
+    kind = url.drivername if url.get_driver_name() == "psycopg" else url.get_backend_name()
+    bare = URL.create(kind, username=url.username, host=url.host, port=url.port, database=url.database)
     return f"saga db upgrade --database {bare.render_as_string()}" + (f" --schema {schema}" if schema else "")
 
 

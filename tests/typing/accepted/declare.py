@@ -6,6 +6,7 @@ from uuid import UUID
 
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from saga import (
     PIVOT,
@@ -13,6 +14,7 @@ from saga import (
     RETRIABLE,
     Activity,
     ActivityContext,
+    Inquiry,
     Participant,
     Refused,
     Result,
@@ -103,6 +105,65 @@ async def in_context(transfer: Transfer, context: ActivityContext) -> Receipt:
     return Receipt(reference=context.operation_key)
 
 
+@accounts.activity
+def plain(transfer: Transfer, session: Session) -> Receipt:
+    return Receipt(reference="p")
+
+
+@plain.compensation
+def plain_undo(transfer: Transfer, receipt: Receipt, session: Session) -> None: ...
+
+
+@accounts.activity(no_compensation="only a note")
+def plain_book(account: str, amount: int, session: Session) -> Receipt:
+    return Receipt(reference=account)
+
+
+@accounts.activity
+def plain_hold(account: str, amount: int, context: ActivityContext, session: Session) -> Result[Receipt, int]:
+    return Result(Receipt(reference=account), undo=amount)
+
+
+@accounts.activity(kind=PIVOT)
+def plain_reserve(transfer: Transfer, context: ActivityContext) -> Result[Receipt, int]:
+    return Result(Receipt(reference="r"), undo=transfer.amount)
+
+
+@plain_reserve.compensation(start_to_close=None)
+def plain_release(transfer: Transfer, undo: int | None) -> None: ...
+
+
+@accounts.activity(batch=100, no_compensation="only a note")
+def plain_note(transfers: list[Transfer], session: Session) -> list[Receipt | Refused]:
+    return [Receipt(reference=each.source) for each in transfers]
+
+
+@accounts.activity(batch=100)
+def plain_many(transfers: list[Transfer], session: Session) -> list[Result[Receipt, int]]:
+    return [Result(Receipt(reference=each.source), undo=each.amount) for each in transfers]
+
+
+@accounts.activity(at_least_once=True)
+def plain_charge(transfer: Transfer, context: ActivityContext) -> Receipt:
+    return Receipt(reference=context.operation_key)
+
+
+@plain_charge.inquiry
+def plain_look(transfer: Transfer, context: ActivityContext) -> Receipt | Inquiry:
+    return Inquiry.NOT_DONE
+
+
+@accounts.activity
+def plain_tell(account: str, amount: int) -> None: ...
+
+
+assert_type(plain.out, Receipt)
+assert_type(plain_book.out.reference, str)
+assert_type(plain_hold.out, Receipt)
+assert_type(plain_reserve.out.reference, str)
+assert_type(plain_note.out, Receipt)
+assert_type(plain_many.out, Receipt)
+assert_type(plain_charge.out, Receipt)
 assert_type(book.out.reference, str)
 assert_type(hold.out, Receipt)
 look = accounts.contract("look", str, Receipt, kind=READ_ONLY)
@@ -133,6 +194,13 @@ whole = (
     .step(named)
     .step(in_context)
     .step(notify)
+    .step(plain)
+    .step(plain_book, arguments(plain.out.reference, 3))
+    .step(plain_hold, arguments(start.input.source, start.input.amount))
+    .step(plain_reserve)
+    .step(plain_note)
+    .step(plain_charge)
+    .step(plain_tell, arguments(start.input.source, start.input.amount))
 )
 assert_type(whole, Saga[Transfer, None])
 assert_type(whole.returns(deposit.out), Saga[Transfer, Receipt])
@@ -145,6 +213,12 @@ assert_type(
 
 def served(activity: Activity[Transfer, Receipt, ...]) -> Saga[Transfer, Receipt]:
     return Saga("other", Transfer).step(activity).returns(activity.out)
+
+
+def plain_unit_test(session: Session) -> None:
+    plain(Transfer(source="a", target="b", amount=1), session)
+    plain_undo(Transfer(source="a", target="b", amount=1), Receipt(reference="p"), session)
+    plain_book("a", 1, session)
 
 
 async def unit_test(session: AsyncSession) -> None:

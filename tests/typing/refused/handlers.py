@@ -23,13 +23,29 @@ async def withdraw(transfer: Transfer) -> Receipt:
     return Receipt(reference="w")
 
 
-@bank.activity  # error
-def not_async(transfer: Transfer) -> Receipt:
+@bank.activity
+def plain(transfer: Transfer) -> Receipt:
     return Receipt(reference="w")
 
 
-@withdraw.compensation  # error
-def undo_not_async(transfer: Transfer) -> None: ...
+@bank.activity
+def two(account: str, amount: int) -> Receipt:
+    return Receipt(reference="w")
+
+
+@bank.activity(batch=10)  # error
+def plain_no_lists(transfer: Transfer) -> Receipt:
+    return Receipt(reference="w")
+
+
+@plain.inquiry  # error
+def answers_something_else(transfer: Transfer) -> Transfer:
+    return transfer
+
+
+@bank.activity
+def plain_wrong_undo(transfer: Transfer) -> Result[Receipt, int]:
+    return Result(Receipt(reference="r"), undo="x")  # error
 
 
 @bank.activity(batch=10)  # error
@@ -48,6 +64,12 @@ async def unit_test() -> None:
     await withdraw(Transfer(amount=1), Transfer(amount=2))  # error
 
 
+plain(3)  # error
+plain()  # error
+plain(Transfer(amount=1), Transfer(amount=2))  # error
+print(plain.out.nothing)  # error
+print(two.out.nothing)  # error
+plain.compensation(3)  # error
 Participant(3)  # error
 Participant("x", start_to_close=30)  # error
 Participant("x", retry=3)  # error

@@ -1,0 +1,84 @@
+"""The engine of handlers in threads: the same database through a synchronous driver, with a pool of its own.
+
+It keeps what the asynchronous engine keeps: READ COMMITTED and the server's bounds on PostgreSQL; on SQLite the
+process's one queue of writers (P36). That queue is on the loop, so a thread asks there for its turn, and tells its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
+
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.engine import URL
+
+from saga.errors import MissingExtra
+
+DRIVER: Final = "postgresql+psycopg"
+_SSL: Final = {"ssl": "sslmode"}
+_ASYNCPG_ONLY: Final = (
+    "prepared_statement_cache_size",
+    "prepared_statement_name_func",
+    "async_fallback",
+    "direct_tls",
+)
+"""What an address may say to the asynchronous driver, and the other one does not know."""
+
+
+def postgresql(
+    url: URL,
+    settings: dict[str, str],
+    *,
+    connect_seconds: float,
+    answer_seconds: float,
+    **pool: Any,
+) -> Engine:
+    """Return an engine on psycopg. Raises MissingExtra."""
+    try:
+        __import__("psycopg")
+    except ImportError:
+        raise MissingExtra(
+            "A plain `def` handler with a Session on PostgreSQL needs: pip install 'saga[psycopg]'."
+        ) from None
+    from saga.storage.sqlalchemy import psycopglink  # an extra
+
+    query = {_SSL.get(name, name): value for name, value in url.query.items() if name not in _ASYNCPG_ONLY}
+    engine = create_engine(
+        url.set(drivername=DRIVER, query=query),
+        hide_parameters=True,
+        isolation_level="READ COMMITTED",  # PG-4: set, not hoped for
+        pool_use_lifo=True,
+        connect_args=psycopglink.options(
+            settings, connect_seconds=connect_seconds, answer_seconds=answer_seconds
+        ),
+        **pool,
+    )
+    psycopglink.bound(engine, answer_seconds)
+    return engine
+
+
+def sqlite(url: URL, *, busy_seconds: float, **pool: Any) -> Engine:
+    """Return an engine on the standard library's driver. Its transactions begin as its listeners say (LITE-1)."""
+    return create_engine(
+        url.set(drivername="sqlite+pysqlite"),
+        hide_parameters=True,
+        connect_args={"timeout": busy_seconds, "isolation_level": None, "check_same_thread": False},
+        **pool,
+    )
+
+
+def turns(
+    writer: asyncio.Lock, loop: asyncio.AbstractEventLoop
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Return how a thread takes the lock, waiting with all others in one queue, and how it gives it back."""
+
+    def take() -> None:
+        asyncio.run_coroutine_threadsafe(writer.acquire(), loop).result()
+
+    def give_back() -> None:
+        with suppress(RuntimeError):  # the loop is closed, and with it the queue
+            loop.call_soon_threadsafe(writer.release)
+
+    return take, give_back
