@@ -104,14 +104,18 @@ async def book(
 
 payment = Saga("payment", Order).step(debit).step(credit).step(approve)
 
-teller = Participant("teller", start_to_close=timedelta(seconds=1))
-held = asyncio.Event()
+teller = Participant("teller", start_to_close=timedelta(seconds=10))
+held, ordered = asyncio.Event(), asyncio.Event()
 
 
 @teller.activity
 async def hold(order: Order, session: AsyncSession, context: ActivityContext) -> None:
     held.set()
-    await asyncio.sleep(0.2)  # before the first statement: SQLite has one writer, and the cancel is another
+    # before the first statement: SQLite has one writer, and the cancel is another
+    if order.id == "cancelled":
+        await ordered.wait()
+    else:
+        await asyncio.sleep(0.2)
     await book(session, context, "forward", "source", -order.amount)
 
 
@@ -228,6 +232,7 @@ async def stop_two(client: Client) -> list[Any]:
     if not before:
         await held.wait()
     await client.cancel(handles[1], reason="asked again by who was never answered")
+    ordered.set()
     return handles
 
 

@@ -12,6 +12,9 @@ CANARY: Final = "canary-4f1d9c"
 DRIVER: Final = "aiosqlite"
 """Tells every call with its arguments, those of a test's own engine too. SQLAlchemy holds its own loggers back."""
 
+PLAIN: Final = frozenset(logging.makeLogRecord({}).__dict__)
+"""What every record has."""
+
 
 class Watch(logging.Handler):
     """Keeps in which records the word stood."""
@@ -23,7 +26,8 @@ class Watch(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.records += 1
-        told = [record.getMessage(), str(record.__dict__)]
+        extra = [value for name, value in record.__dict__.items() if name not in PLAIN]
+        told = [record.getMessage(), repr(record.args), repr(extra)]
         if record.exc_info:
             told.append(logging.Formatter().formatException(record.exc_info))
         if any(CANARY in each for each in told):
