@@ -20,6 +20,7 @@ from benchmarks.systems import SYSTEMS
 IN_FLIGHT = 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", SYSTEMS)
 async def test_a_cell_runs_and_its_books_are_conserved(system: str) -> None:
     async with sqlite_stack.start() as stack:

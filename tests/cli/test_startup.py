@@ -178,6 +178,7 @@ def test_a_database_without_our_tables_says_how_they_get_there(
 
 
 @pytest.mark.stack("postgres-rabbitmq")
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ["coordinator", "participant"])
 def test_a_refused_log_in_is_named(role: str, rabbitmq_url: str, sqlite_url: str, tmp_path: Path) -> None:
     parts = urlsplit(rabbitmq_url)
