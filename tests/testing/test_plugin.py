@@ -24,7 +24,8 @@ SCALE = 0.1
 FIRST = 3.0
 """In the small form the first tests, which compile what all of them run, weigh more, and so does every disturbance."""
 WORK_SECONDS = 0.45
-"""What `work` takes on a core of 2.8 GHz that nobody else slows down: the row's seconds are such a core's."""
+"""The row's seconds are counted as those of a machine on which `work` takes so long. It is a guard's unit: the two are
+not slowed down alike, so the row's own bar is judged by the plain seconds that are printed."""
 
 pytestmark = [pytest.mark.feature("I-06"), pytest.mark.stack("sqlite")]
 

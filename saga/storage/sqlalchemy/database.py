@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, Engine, event, make_url
@@ -294,30 +295,10 @@ class Database:
         self, function: Callable[[Connection], T], lost_commit: str, single: bool, reads: bool, seconds: float
     ) -> T:
         ended: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self.spawner.spawn(self._settle(function, lost_commit, single, reads, ended), name="saga-transaction")
+        run = partial(self._transaction, function, lost_commit, single, reads)
+        self.spawner.spawn(tell(run, ended), name="saga-transaction")
         async with asyncio.timeout(max(seconds, 0.0)):
             return await ended
-
-    async def _settle(
-        self,
-        function: Callable[[Connection], T],
-        lost_commit: str,
-        single: bool,
-        reads: bool,
-        ended: asyncio.Future[T],
-    ) -> None:
-        """Tell the waiter how it ended, if he still waits: a failed try is for him to report, not for the spawner."""
-        try:
-            result = await self._transaction(function, lost_commit, single, reads)
-        except Exception as error:
-            if not ended.done():
-                ended.set_exception(error)
-        except BaseException:
-            ended.cancel()
-            raise
-        else:
-            if not ended.done():
-                ended.set_result(result)
 
     async def _transaction(
         self, function: Callable[[Connection], T], lost_commit: str, single: bool, reads: bool
@@ -348,6 +329,21 @@ class Database:
                 self.spawner.spawn(asyncio.to_thread(self._threads.dispose), name="saga-dispose-threads")
             )
         await asyncio.wait(tasks, timeout=STATEMENT_SECONDS)
+
+
+async def tell(run: Callable[[], Awaitable[T]], ended: asyncio.Future[T]) -> None:
+    """Tell the waiter how it ended, if he still waits: a failed try is for him to report, not for the spawner."""
+    try:
+        result = await run()
+    except Exception as error:
+        if not ended.done():
+            ended.set_exception(error)
+    except BaseException:
+        ended.cancel()
+        raise
+    else:
+        if not ended.done():
+            ended.set_result(result)
 
 
 def _run_single(connection: Connection, function: Callable[[Connection], T]) -> T:

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
 from saga.storage.base import Thread
-from saga.storage.sqlalchemy.database import Database
+from saga.storage.sqlalchemy.database import Database, tell
 from saga.storage.sqlalchemy.handlersession import HandlerSession, ThreadSession, cut, discard
 
 T = TypeVar("T")
@@ -101,21 +101,8 @@ class InThread:
         # a task of the database's: what was sent to it goes on, whoever stops waiting (SQL-2)
         ended: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         running = self._thread.run(function)
-        self._database.spawner.spawn(self._settle(running, ended), name="saga-handler-thread")
+        self._database.spawner.spawn(tell(lambda: running, ended), name="saga-handler-thread")
         return ended
-
-    async def _settle(self, running: Awaitable[T], ended: asyncio.Future[T]) -> None:
-        try:
-            result = await running
-        except Exception as error:
-            if not ended.done():
-                ended.set_exception(error)
-        except BaseException:
-            ended.cancel()
-            raise
-        else:
-            if not ended.done():
-                ended.set_result(result)
 
     async def end(self, handler: str, *, given_up: bool) -> None:
         def end() -> None:
