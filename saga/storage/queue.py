@@ -38,8 +38,8 @@ class Looked(NamedTuple):
 class QueueStore(Protocol):
     """Each method is one transaction. All of them raise StorageUnavailable or StorageBusy.
 
-    Those of consumers are tried once over a lost connection: what they did is then unknown, and whoever called them
-    begins anew under another token.
+    Those of consumers are tried once over a lost connection, acks alone excepted: what they did is then unknown, and
+    whoever called them begins anew under another token. To delete what is acked a second time is harmless.
     """
 
     async def declare(self, channels: Sequence[Channel]) -> Sequence[Channel]:

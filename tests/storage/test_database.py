@@ -340,6 +340,33 @@ async def test_a_connection_in_a_black_hole_is_given_back_while_the_hole_is_stil
 
 @pytest.mark.feature("G-10")
 @pytest.mark.stack("postgres-rabbitmq")
+async def test_a_connection_that_died_while_idle_is_not_handed_out(
+    moves_on_postgres: Database, proxy: ProxyFactory, opened: Opener
+) -> None:
+    """Else what runs once, an ack or a claim, would fail for each that the pool still holds."""
+    link = await proxy(moves_on_postgres.url.render_as_string(hide_password=False))
+    database = opened(link.url, pool_size=3)
+    there = asyncio.Event()
+
+    def meet(connection: Connection) -> Any:
+        connection.execute(text("SELECT 1"))
+        await_only(there.wait())
+        return connection.connection.driver_connection
+
+    three = [asyncio.create_task(database.run(meet)) for _ in range(3)]
+    while link.open_connections < 3:
+        await asyncio.sleep(0.01)
+    there.set()
+    idle = await asyncio.gather(*three)
+    link.reset()
+    while not all(connection.is_closed() for connection in idle):
+        await asyncio.sleep(0.01)  # both drivers must see the reset, and only asyncpg reads by itself
+    for number in range(4):
+        assert await database.run(insert(number), once=True) == 1
+
+
+@pytest.mark.feature("G-10")
+@pytest.mark.stack("postgres-rabbitmq")
 async def test_connections_broken_in_mid_query_and_refused_for_a_while_converge(
     moves_on_postgres: Database, proxy: ProxyFactory, opened: Opener
 ) -> None:

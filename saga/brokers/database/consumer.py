@@ -237,7 +237,7 @@ class DatabaseConsumer:
                     token, [each.id for each in mine if each.acked], returned, self._options.retry_seconds
                 )
             except SagaError as error:
-                log.warning("%d deliveries of %s come again: %s", len(mine), self.channel, error.code)
+                log.warning("%d deliveries of %s come again: %s", len(mine), self.channel, error.text)
                 if token == self.token:
                     self.lose()
                 continue

@@ -34,6 +34,7 @@ from saga.storage.sqlalchemy.failures import (
     sqlite_name,
     sqlstate,
 )
+from saga.storage.sqlalchemy.pools import pass_over_the_dead
 
 T = TypeVar("T")
 log: Final[logging.Logger] = logging.getLogger("saga.storage")
@@ -140,7 +141,7 @@ class Database:
         return self.url, arguments
 
     def _postgresql_engine(self, pool_size: int, idle_seconds: float | None) -> AsyncEngine:
-        return create_async_engine(
+        engine = create_async_engine(
             self.url,
             hide_parameters=True,
             isolation_level="READ COMMITTED",  # PG-4: set, not hoped for
@@ -150,6 +151,8 @@ class Database:
             pool_use_lifo=True,
             connect_args=self._postgresql_driver(self._settings(idle_seconds)),
         )
+        pass_over_the_dead(engine.sync_engine)
+        return engine
 
     def _postgresql_driver(self, settings: dict[str, str]) -> dict[str, Any]:
         """Return the arguments of the driver's connections."""

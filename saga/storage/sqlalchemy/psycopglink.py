@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
@@ -59,6 +60,10 @@ class BoundedConnection(AsyncConnection[Any]):
 
     seconds: float
 
+    def is_closed(self) -> bool:
+        """Whether it is dead, as far as it is known without a question to the server."""
+        return self.closed or _is_over(self.pgconn.socket)
+
     async def wait(self, gen: PQGen[RV], *args: Any, **options: Any) -> RV:
         # cancelling would be too polite: psycopg asks the server to stop, over the same dead link, and waits for it
         timer = asyncio.get_running_loop().call_later(self.seconds, _cut, self.pgconn.socket)
@@ -73,6 +78,10 @@ class BoundedThreadConnection(Connection[Any]):
 
     seconds: float
 
+    def is_closed(self) -> bool:
+        """Whether it is dead, as far as it is known without a question to the server."""
+        return self.closed or _is_over(self.pgconn.socket)
+
     def wait(self, gen: PQGen[Any], interval: float = 0.1, timeout: float | None = None) -> Any:
         if timeout is not None:
             return super().wait(gen, interval, timeout)
@@ -81,6 +90,15 @@ class BoundedThreadConnection(Connection[Any]):
         except _WaitTimeout:
             self.pgconn.finish()  # closed, which is how the dialect knows a lost connection
             raise OperationalError("the server does not answer") from None
+
+
+def _is_over(descriptor: int) -> bool:
+    """Whether the other side has closed the link: nobody reads an idle connection, so the socket is asked."""
+    if not hasattr(select, "poll"):
+        return False  # Windows finds out by using it
+    poll = select.poll()
+    poll.register(descriptor, getattr(select, "POLLRDHUP", 0))  # an error and a reset are always told
+    return bool(poll.poll(0))
 
 
 def _cut(descriptor: int) -> None:

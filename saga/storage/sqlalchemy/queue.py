@@ -359,7 +359,7 @@ class SqlQueueStore:
         await self._database.run(
             lambda connection: self._sql.settle(connection, token, acked, returned, pause_seconds),
             single=not (acked and returned),
-            once=True,
+            once=bool(returned),  # a second time could give back what was claimed again in between
         )
 
     async def leave(self, tokens: Collection[UUID]) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy import Engine, create_engine
 from sqlalchemy.engine import URL
 
 from saga.errors import MissingExtra
+from saga.storage.sqlalchemy.pools import pass_over_the_dead
 
 DRIVER: Final = "postgresql+psycopg"
 _SSL: Final = {"ssl": "sslmode"}
@@ -56,6 +57,7 @@ def postgresql(
         **pool,
     )
     psycopglink.bound(engine, answer_seconds)
+    pass_over_the_dead(engine)
     return engine
 
 
