@@ -89,7 +89,7 @@ demo: $(DEMO_READY) ## run the money transfer's scenarios: make demo, make demo 
 	@$(WITH_SERVICES) $(PY) -m examples.money_transfer demo --stack $(STACK) $(ARGS)
 endif
 
-.PHONY: test test-slow
+.PHONY: test test-slow test-again
 test: $(READY) ## provide PostgreSQL and RabbitMQ if possible and run the tests: make test ARGS='-k outbox'
 	@$(PY) -m devservices ensure postgres rabbitmq $(if $(CI),,|| true)
 	@$(call PYTEST,4) -m "not slow" $(ARGS)
@@ -97,6 +97,11 @@ test: $(READY) ## provide PostgreSQL and RabbitMQ if possible and run the tests:
 test-slow: $(READY) ## the same for those of more than ten seconds each: kills under load, demos, other programs
 	@$(PY) -m devservices ensure postgres rabbitmq $(if $(CI),,|| true)
 	@$(call PYTEST,3) -m slow $(ARGS)
+
+test-again: $(READY) ## what failed last, once more and one at a time
+	@failed=$$($(PY) -c 'import json; print(len(json.load(open(".pytest_cache/v/cache/lastfailed"))))'); \
+		test "$$failed" -le 5 || { echo "test-again: $$failed tests failed; more than five are no accident"; exit 1; }
+	@$(call PYTEST,0) --last-failed --last-failed-no-failures=none $(ARGS)
 
 .PHONY: features
 features: $(READY) ## run all tests, write build/features.json and list which rows of features.md are open
