@@ -23,7 +23,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple
 from dotenv import dotenv_values
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from saga.errors import ConfigurationError
 
@@ -95,6 +95,19 @@ class Settings(BaseSettings):
     )
 
     _origins: dict[str, str] = {}
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Leave out a file that there is not: asking it takes as long as all the others."""
+        is_there = getattr(dotenv_settings, "env_file", None) is not None
+        return (init_settings, env_settings, *((dotenv_settings,) if is_there else ()))
 
     def origin(self, name: str) -> str:
         """Return where a setting comes from: `code`, `environment`, the file's path, or `default`."""

@@ -28,6 +28,7 @@ from uuid import UUID
 
 from sqlalchemy import URL, Connection, MetaData, bindparam, create_engine, event, func, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.util import greenlet_spawn
 
 from saga.brokers.memory import MemoryBroker, MemoryQueues
 from saga.client import Client, Handle
@@ -77,6 +78,20 @@ _DUE: Final = select(
 )
 # lint: allow namespace because the database is the test's own
 _STATUS: Final = select(t.instance.c.status).where(t.instance.c.run_id == bindparam("run_id"))
+_i, _n = t.instance.c, t.incident.c
+_INSTANCE: Final = select(_i.status, _i.state, _i.result, _i.created_at, _i.closed_at, _i.saga_id).where(
+    _i.namespace == NAMESPACE, _i.run_id == bindparam("run_id")
+)
+_INCIDENTS: Final = (
+    select(_n.kind)
+    .where(_n.namespace == NAMESPACE, _n.run_id == bindparam("run_id"), _n.resolved_at.is_(None))
+    .order_by(_n.first_seen_at)
+)
+_OPEN: Final = (
+    select(_i.run_id, _i.saga, _i.saga_version, _i.saga_id, _i.status, _i.state)
+    .where(_i.namespace == NAMESPACE, _i.closed_at.is_(None))
+    .order_by(_i.created_at)
+)
 
 
 class LeftBehind(AssertionError):
@@ -107,14 +122,37 @@ class Ended(Generic[R_co]):
 @functools.cache
 def prepared() -> bytes:
     """Return a SQLite file with our tables, made once by the migrations."""
+
+    def fill(connection: Connection) -> None:
+        schema.upgrade(connection)
+        Ledger.create(connection)
+
+    return _file(b"", fill)
+
+
+@functools.lru_cache(maxsize=16)
+def _with_tables(tables: tuple[tuple[MetaData, frozenset[str]], ...]) -> bytes:
+    """Return the same file with a user's tables too. Their names are in the key: one may be declared later."""
+
+    def fill(connection: Connection) -> None:
+        for metadata, _ in tables:
+            metadata.create_all(connection, checkfirst=len(tables) > 1)
+
+    return _file(prepared(), fill)
+
+
+def _file(content: bytes, fill: Callable[[Connection], None]) -> bytes:
     with tempfile.TemporaryDirectory(prefix="saga-testing-") as directory:
         path = Path(directory) / "saga.db"
+        path.write_bytes(content)
         engine = create_engine(f"sqlite:///{path}")
-        with engine.connect() as connection:
-            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-        with engine.begin() as connection:
-            schema.upgrade(connection)
-        engine.dispose()
+        try:
+            with engine.connect() as connection:
+                connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+            with engine.begin() as connection:
+                fill(connection)
+        finally:
+            engine.dispose()
         return path.read_bytes()
 
 
@@ -190,8 +228,7 @@ class Environment:
             stack.push_async_callback(self._database.shut)
             _forget_on_power_loss(self._database.engine)
             if self._given is not None:
-                await self._database.run(schema.upgrade)
-            await self._database.run(self._create)
+                await self._database.run(self._create)
             self.engine: AsyncEngine = _plain_engine(self._database.url)
             """For the test's own reading and writing, beside the handlers' sessions."""
             stack.push_async_callback(self.engine.dispose)
@@ -222,7 +259,8 @@ class Environment:
         """Return the address of the database; a new file unless one is given."""
         if self._given is None:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="saga-testing-")))
-            (directory / "saga.db").write_bytes(prepared())
+            known = tuple((metadata, frozenset(metadata.tables)) for metadata in self._tables)
+            (directory / "saga.db").write_bytes(_with_tables(known))
             return f"sqlite:///{directory / 'saga.db'}"
         url = async_url(self._given if isinstance(self._given, str) else self._given.url)
         if url.get_backend_name() != "sqlite":
@@ -233,9 +271,11 @@ class Environment:
         return url.render_as_string(hide_password=False)
 
     def _create(self, connection: Connection) -> None:
+        """Make the tables in a database that is given."""
+        schema.upgrade(connection)
         Ledger.create(connection)
         for metadata in self._tables:
-            metadata.create_all(connection, checkfirst=self._given is not None or len(self._tables) > 1)
+            metadata.create_all(connection)
 
     async def _raise(self, role: str) -> None:
         """Start a process, anew if it died."""
@@ -422,24 +462,18 @@ class Environment:
 
     async def _look(self, read: Callable[[Connection], T]) -> T:
         # not on the coordinator's database: reading there takes the writer's turn, which a handler may hold for long
-        async with self.engine.connect() as connection:
-            return await connection.run_sync(read)
+        def looked() -> T:
+            with self.engine.sync_engine.connect() as connection:
+                return read(connection)
+
+        return await greenlet_spawn(looked)
 
     async def _read(self, handle: Handle[R]) -> Ended[R]:
-        i, n = t.instance.c, t.incident.c
         run_id = handle.run_id
 
         def read(connection: Connection) -> tuple[Any, Sequence[Any], tuple[str, ...]]:
-            row = connection.execute(
-                select(i.status, i.state, i.result, i.created_at, i.closed_at, i.saga_id).where(
-                    i.namespace == NAMESPACE, i.run_id == run_id
-                )
-            ).one()
-            incidents = connection.scalars(
-                select(n.kind)
-                .where(n.namespace == NAMESPACE, n.run_id == run_id, n.resolved_at.is_(None))
-                .order_by(n.first_seen_at)
-            ).all()
+            row = connection.execute(_INSTANCE, {"run_id": run_id}).one()
+            incidents = connection.scalars(_INCIDENTS, {"run_id": run_id}).all()
             return row, incidents, self._stage.ledger.read(connection, str(run_id))
 
         row, incidents, done = await self._look(read)
@@ -458,13 +492,7 @@ class Environment:
         )
 
     async def _open(self) -> list[tuple[UUID, str]]:
-        i = t.instance.c
-        query = (
-            select(i.run_id, i.saga, i.saga_version, i.saga_id, i.status, i.state)
-            .where(i.namespace == NAMESPACE, i.closed_at.is_(None))
-            .order_by(i.created_at)
-        )
-        rows = await self._look(lambda connection: connection.execute(query).all())
+        rows = await self._look(lambda connection: connection.execute(_OPEN).all())
         return [(row.run_id, self._told(row)) for row in rows]
 
     def _told(self, row: Any) -> str:

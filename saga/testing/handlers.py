@@ -40,6 +40,9 @@ _ledger: Final = Table(
     Column("step", Text, nullable=False),
     Column("undo", Boolean, nullable=False),
 )
+_LINE: Final = insert(_ledger)
+# lint: allow namespace because the table is the test's own
+_LINES: Final = select(_ledger)
 
 
 @dataclass
@@ -56,19 +59,20 @@ class Ledger:
         """Make the table."""
         _ledger.create(connection, checkfirst=True)
 
-    def line(self, context: ActivityContext, undo: bool, *, session: bool) -> Insert | None:
+    def line(
+        self, context: ActivityContext, undo: bool, *, session: bool
+    ) -> tuple[Insert, dict[str, Any]] | None:
         """Note that a handler has done its work, or return what notes it in its session if it has one."""
         self._numbers += 1
         what = (context.run_id, context.step, undo)
         if session:
-            return insert(_ledger).values((self._numbers, *what))
+            return _LINE, dict(zip(_ledger.columns.keys(), (self._numbers, *what), strict=True))
         self._without_session.setdefault(what, self._numbers)
         return None
 
     def read(self, connection: Connection, run_id: str) -> tuple[str, ...]:
         """Return what was done for one run, in the order of the commits: `withdraw`, `undo withdraw`."""
-        # lint: allow namespace because the table is the test's own
-        rows = [tuple(row) for row in connection.execute(select(_ledger))]
+        rows = [tuple(row) for row in connection.execute(_LINES)]
         rows += [(number, *what) for what, number in self._without_session.items()]
         mine = sorted(row for row in rows if row[1] == run_id)
         return tuple(f"undo {step}" if undo else str(step) for _, _, step, undo in mine)
@@ -165,7 +169,7 @@ def _watched(handler: Handler, stage: Stage, *, undo: bool) -> Handler:
         stage.die()
         return True
 
-    def line(context: ActivityContext) -> Insert | None:
+    def line(context: ActivityContext) -> tuple[Insert, dict[str, Any]] | None:
         return stage.ledger.line(context, undo, session=handler.session_argument is not None)
 
     async def run(**arguments: Any) -> Any:
@@ -176,7 +180,7 @@ def _watched(handler: Handler, stage: Stage, *, undo: bool) -> Handler:
             if dies(context):
                 await asyncio.get_running_loop().create_future()  # this task is being killed
             if (done := line(context)) is not None:
-                await arguments[handler.session_argument or ""].execute(done)
+                await arguments[handler.session_argument or ""].execute(*done)
             return value
         finally:
             end(context)
@@ -189,7 +193,7 @@ def _watched(handler: Handler, stage: Stage, *, undo: bool) -> Handler:
             if stage.on_loop(lambda: dies(context)):
                 raise InjectedFailure("the process of this thread has died")
             if (done := stage.on_loop(lambda: line(context))) is not None:
-                arguments[handler.session_argument or ""].execute(done)
+                arguments[handler.session_argument or ""].execute(*done)
             return value
         finally:
             stage.on_loop(lambda: end(context))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Connection, select, tuple_
+from sqlalchemy import Connection, bindparam, select, tuple_
 
 from saga.failpoints import failpoint
 from saga.storage.base import (
@@ -27,7 +27,19 @@ from saga.storage.sqlalchemy.callers import inside
 from saga.storage.sqlalchemy.database import Database
 from saga.storage.sqlalchemy.postgresql import PostgreSQLStatements
 from saga.storage.sqlalchemy.recent import Known, RecentInstances
-from saga.storage.sqlalchemy.statements import Statements, has_rare
+from saga.storage.sqlalchemy.statements import SERVED, Statements, has_rare
+
+_p = t.pending_reply.c
+PENDING: Final = (
+    select(_p.id, _p.body)
+    .where(
+        _p.namespace == bindparam("b_namespace"),
+        tuple_(_p.saga, _p.saga_version).in_(SERVED),
+        _p.id > bindparam("b_above"),
+    )
+    .order_by(_p.id)
+    .limit(bindparam("b_limit"))
+)
 
 
 def statements_for(database: Database, namespace: str, *, queued: bool = False) -> Statements:
@@ -149,19 +161,14 @@ class SqlCoordinatorStore:
     async def read_pending(
         self, above: int, limit: int, served: Collection[tuple[str, int]]
     ) -> Sequence[tuple[int, bytes]]:
-        p = t.pending_reply.c
-        query = (
-            select(p.id, p.body)
-            .where(
-                p.namespace == self._namespace,
-                tuple_(p.saga, p.saga_version).in_(list(served)),
-                p.id > above,
-            )
-            .order_by(p.id)
-            .limit(limit)
-        )
+        sought = {
+            "b_namespace": self._namespace,
+            "b_served": list(served),
+            "b_above": above,
+            "b_limit": limit,
+        }
         return await self._database.run(
-            lambda connection: [(row.id, row.body) for row in connection.execute(query)]
+            lambda connection: [(row.id, row.body) for row in connection.execute(PENDING, sought)]
         )
 
     async def audited(self, request_id: UUID) -> tuple[str, str] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import Connection, delete, select
@@ -14,6 +15,10 @@ from saga.storage.base import ParkedRow
 from saga.storage.sqlalchemy import tables as t
 from saga.storage.sqlalchemy.database import Database
 
+# P3: ids are made before the first try, so a rerun after a lost COMMIT answer inserts nothing twice
+_SQLITE: Final = sqlite_insert(t.parked).on_conflict_do_nothing()
+_POSTGRESQL: Final = postgresql_insert(t.parked).on_conflict_do_nothing()
+
 
 class SqlParkingStore:
     """Parks messages in one namespace's part of the table."""
@@ -21,9 +26,7 @@ class SqlParkingStore:
     def __init__(self, database: Database, namespace: str) -> None:
         self._database = database
         self._namespace = namespace
-        insert = sqlite_insert if database.dialect == "sqlite" else postgresql_insert
-        # P3: ids are made before the first try, so a rerun after a lost COMMIT answer inserts nothing twice
-        self._insert = insert(t.parked).on_conflict_do_nothing()
+        self._insert = _SQLITE if database.dialect == "sqlite" else _POSTGRESQL
 
     async def park(self, rows: Sequence[ParkedRow]) -> None:
         """Store messages; returns after the commit."""

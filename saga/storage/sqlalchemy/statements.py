@@ -6,6 +6,7 @@ Due times: SQLite has no clock of its own, so its host's is the database time (P
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -49,6 +50,7 @@ from saga.storage.sqlalchemy import tables as t
 _i, _o, _h = t.instance.c, t.outbox.c, t.history.c
 _NAMESPACE: Final[BindParameter[Any]] = bindparam("b_namespace")
 _RUNS: Final[BindParameter[Any]] = bindparam("b_runs", expanding=True)
+SERVED: Final[BindParameter[Any]] = bindparam("b_served", expanding=True)
 LOAD: Final = (
     select(
         _i.run_id,
@@ -87,6 +89,12 @@ MOVE: Final = (
     )
 )
 STARTED: Final = select(_h.run_id).where(_h.namespace == _NAMESPACE, _h.run_id.in_(_RUNS), _h.version == 1)
+READ_DUE: Final = (
+    select(_i.run_id)
+    .where(_i.namespace == _NAMESPACE, tuple_(_i.saga, _i.saga_version).in_(SERVED))
+    .order_by(_i.wakeup_at)
+    .limit(bindparam("b_limit"))
+)
 DELETE: Final = delete(t.outbox).where(_o.namespace == _NAMESPACE, _o.id == bindparam("b_id"))
 LAST_ID: Final = select(func.last_insert_rowid())
 
@@ -321,7 +329,7 @@ class Statements:
 
     def _insert(self, connection: Connection, table: Any, rows: Sequence[Mapping[str, Any]]) -> None:
         if rows:
-            connection.execute(insert(table), [{"namespace": self.namespace, **row} for row in rows])
+            connection.execute(_inserting(table), [{"namespace": self.namespace, **row} for row in rows])
 
     # --- starting -----------------------------------------------------------------------------
 
@@ -344,18 +352,23 @@ class Statements:
         seen = connection.execute(STARTED, self._these(run_ids)).scalars()
         return frozenset(run_ids) - frozenset(seen)
 
+    @functools.cached_property
+    def _starting(self) -> Insert:
+        return self.insert_ignore(t.instance)
+
     def _insert_new(self, connection: Connection, row: NewInstance, now: datetime) -> None:
         fields = row._asdict()
         wakeup_ms = fields.pop("wakeup_ms")
         connection.execute(
-            self.insert_ignore(t.instance).values(
-                namespace=self.namespace,
-                version=1,
-                created_at=now,
-                closed_at=now if wakeup_ms is None else None,
-                wakeup_at=wakeup(now, wakeup_ms),
+            self._starting,
+            {
+                "namespace": self.namespace,
+                "version": 1,
+                "created_at": now,
+                "closed_at": now if wakeup_ms is None else None,
+                "wakeup_at": wakeup(now, wakeup_ms),
                 **fields,
-            )
+            },
         )
 
     def insert_ignore(self, table: Table) -> Insert:
@@ -368,25 +381,19 @@ class Statements:
         self, connection: Connection, limit: int, served: Collection[tuple[str, int]]
     ) -> Sequence[UUID]:
         """Return open instances of served versions whose wake-up has passed, oldest first."""
-        i = t.instance.c
-        return (
-            connection.execute(
-                select(i.run_id)
-                .where(
-                    i.namespace == self.namespace,
-                    i.wakeup_at <= self.due_now(connection),
-                    tuple_(i.saga, i.saga_version).in_(list(served)),
-                )
-                .order_by(i.wakeup_at)
-                .limit(limit)
-            )
-            .scalars()
-            .all()
-        )
+        query = READ_DUE.where(_i.wakeup_at <= self.due_now(connection))
+        sought = {"b_namespace": self.namespace, "b_served": list(served), "b_limit": limit}
+        return connection.execute(query, sought).scalars().all()
 
     def due_now(self, connection: Connection) -> Any:
         """Return database time as an expression to compare due times with."""
         return self.now(connection)
+
+
+@functools.cache
+def _inserting(table: Table) -> Insert:
+    """Return the INSERT of whole rows, the same each time."""
+    return insert(table)
 
 
 def queue_row(row: OutboxRow, now: Any) -> dict[str, Any]:
