@@ -29,7 +29,7 @@ class DatabaseHarness(Harness):
 
     publish_seconds_max = 1.0
     delivery_limit = 5
-    patience_seconds = 20.0
+    patience_seconds = 60.0
     settle_seconds = 0.15
 
     def __init__(self, url: str) -> None:

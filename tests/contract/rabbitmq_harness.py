@@ -24,7 +24,7 @@ class RabbitMQHarness(Harness):
 
     publish_seconds_max = 3.0
     delivery_limit = 5
-    patience_seconds = 30.0
+    patience_seconds = 60.0
     settle_seconds = 0.25
 
     def __init__(self, server: RabbitMq) -> None:

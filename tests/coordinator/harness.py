@@ -74,7 +74,7 @@ from tests.stacks import in_file, in_queue
 
 T = TypeVar("T")
 POLL_SECONDS = 0.01
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 PATIENCE = timedelta(seconds=PATIENCE_SECONDS)
 CALM_SECONDS = 0.1
 """Between a reply and the command that follows from it, on a real broker: more than it takes."""

@@ -140,7 +140,7 @@ async def test_a_batch_that_only_waits_lets_others_of_its_lane_pass(spawner: Tas
     other: Batcher[int] = Batcher(quick, spawner=spawner, name="b", batch_max=1, beside_min=64, lane=lane)
     waiting.offer(0)
     other.offer(1)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await passed.wait()
     back.set()
     await waiting.join()

@@ -133,7 +133,7 @@ class Bench:
 
     async def bodies(self, consumer: Consumer, count: int) -> list[bytes]:
         taken: list[bytes] = []
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while len(taken) < count:
                 taken += [delivery.body for delivery in await consumer.receive()]
         return taken
@@ -196,7 +196,7 @@ async def test_what_an_ack_could_not_tell_comes_again_under_another_token(bench:
     first = await consumer.receive()
     bench.store.fails.add("settle")
     consumer.ack(first)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         (again,) = await consumer.receive()
     assert (again.body, again.delivery_count) == (b"1", 2)
     consumer.ack(first)

@@ -53,7 +53,7 @@ class Client:
             await asyncio.sleep(0.01)
 
     async def receive(self) -> bytes:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             return await self._reader.readline()
 
     async def ask(self, line: bytes) -> bytes:
@@ -232,6 +232,6 @@ async def test_waiting_for_a_fault_that_does_not_fire_is_bounded(link: Proxy) ->
 
 
 async def eventually_closed(link: Proxy) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while link.open_connections:  # noqa: ASYNC110 (the kernel closes; there is no event to wait for)
             await asyncio.sleep(0.01)
