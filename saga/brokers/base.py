@@ -158,7 +158,8 @@ class Broker(Protocol):
     async def consume(self, channel: str, *, prefetch: int) -> Consumer:
         """Subscribe to a declared channel; `prefetch` counts messages, 1 to 10,000.
 
-        Raises TopologyMismatch if there is no such channel, BrokerUnavailable within 10 s.
+        Raises TopologyMismatch if there is no such channel, BrokerUnavailable within 10 s, ConfigurationError for a
+        prefetch out of range.
         """
         ...
 

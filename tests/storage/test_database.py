@@ -354,12 +354,12 @@ async def test_a_connection_that_died_while_idle_is_not_handed_out(
         return connection.connection.driver_connection
 
     three = [asyncio.create_task(database.run(meet)) for _ in range(3)]
-    while link.open_connections < 3:
+    while link.open_connections < 3:  # noqa: ASYNC110 - nobody tells
         await asyncio.sleep(0.01)
     there.set()
     idle = await asyncio.gather(*three)
     link.reset()
-    while not all(connection.is_closed() for connection in idle):
+    while not all(connection.is_closed() for connection in idle):  # noqa: ASYNC110 - nobody tells
         await asyncio.sleep(0.01)  # both drivers must see the reset, and only asyncpg reads by itself
     for number in range(4):
         assert await database.run(insert(number), once=True) == 1
