@@ -29,7 +29,7 @@ from saga.client import Client
 from saga.clock import Clock, Ids, SystemClock, SystemIds, TaskSpawner, within
 from saga.coordinator.service import Coordinator
 from saga.coordinator.verbs import Verbs
-from saga.definition.activity import Participant, check_name
+from saga.definition.activity import Activity, Participant, check_name
 from saga.definition.builder import Saga
 from saga.definition.registry import Registry
 from saga.engine.model import Redrive
@@ -151,6 +151,14 @@ class App:
         self._clock = clock or SystemClock()
         self._ids = ids or SystemIds()
         self._running: _Running | None = None
+
+    def activities(self) -> list[Activity[Any, Any, Any]]:
+        """Return what this app's sagas send commands to, and what its participants serve."""
+        sent = [step.activity for saga in self.registry.definitions() for step in saga.steps]
+        return [
+            *sent,
+            *(each for participant in self.participants for each in participant.activities.values()),
+        ]
 
     # --- running ------------------------------------------------------------------------------
 

@@ -192,6 +192,18 @@ M = TypeVar("M", bound=Command | Reply)
 W = TypeVar("W", _WireCommand, _WireReply)
 
 
+def envelope_schema(kind: type[Command] | type[Reply]) -> dict[str, Any]:
+    """Return the JSON Schema of a message's envelope as it is read, `data` left open."""
+    schema = (_command if kind is Command else _reply).json_schema()
+    return {**schema, "title": kind.__name__, "description": _ENVELOPES[kind]}
+
+
+_ENVELOPES: Final[dict[type, str]] = {
+    Command: "Do or undo one step; a CloudEvents 1.0 event.",
+    Reply: "The answer to one command; a CloudEvents 1.0 event.",
+}
+
+
 def command_id(
     namespace: str, saga: str, run_id: str, step: str, iteration: int, round: int, direction: str
 ) -> str:

@@ -25,7 +25,7 @@ def build() -> typer.Typer:
     """Return the program with all its commands."""
     import typer
 
-    from saga.cli import config, db, look, operate, processes
+    from saga.cli import asyncapi, config, db, look, operate, processes
     from saga.cli.errors import Program
     from saga.engine.verbs import Verb
 
@@ -47,6 +47,7 @@ def build() -> typer.Typer:
     program.command("outbox")(look.outbox)
     program.add_typer(db.commands, name="db")
     program.command("config")(config.config)
+    program.command("asyncapi")(asyncapi.write)
     program.command("coordinator")(processes.coordinator)
     program.command("participant")(processes.participant)
     return program
