@@ -1,0 +1,315 @@
+"""Row D-17: a participant in Node, written from the wire page alone, does its step under duplicates and kills."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from pydantic import BaseModel
+from sqlalchemy import create_engine, make_url, text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from saga import App, Participant, Refused, Saga, SagaCompensated
+from saga.brokers.base import Channel, OutMessage
+from saga.brokers.rabbitmq import RabbitMQBroker
+from saga.clock import SystemIds, TaskSpawner
+from saga.messages import (
+    CONTENT_TYPE,
+    Command,
+    Reply,
+    command_id,
+    commands_channel,
+    decode_replies,
+    encode_command,
+    parking_channel,
+    replies_channel,
+)
+from saga.storage.sqlalchemy import schema
+from tests.proxy import Direction, Proxy, ProxyFactory
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.feature("D-17", acceptance=True),
+    pytest.mark.stack("postgres-rabbitmq"),
+]
+
+SOURCE: Final = Path(__file__).parents[2] / "examples" / "participant_node"
+SECONDS_MAX: Final = 60.0
+PATIENCE: Final = timedelta(seconds=SECONDS_MAX)
+
+
+class Order(BaseModel):
+    id: str
+    address: str = "7 Dovecote Lane"
+    grams: int = 500
+    card: str = "good"
+
+
+class Parcel(BaseModel):
+    parcel: str
+
+
+parcels = Participant("parcels", start_to_close=timedelta(seconds=20))
+ship = parcels.contract("ship", input=Order, output=Parcel, compensated=True)
+shop = Participant("shop", start_to_close=timedelta(seconds=20))
+
+
+@shop.activity
+async def charge(order: Order) -> None:
+    if order.card != "good":
+        raise Refused("card_refused")
+
+
+purchase = (
+    Saga("purchase", Order)
+    .step(ship)
+    .step(charge, no_compensation="nothing is charged here")
+    .returns(ship.out)
+)
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The participant with its packages, in a folder of its own."""
+    npm = shutil.which("npm")
+    if npm is None:
+        told = pytest.fail if os.environ.get("CI") else pytest.skip
+        told("npm is not there: install Node.js 18 or later")
+    folder = tmp_path_factory.mktemp("node") / "participant"
+    shutil.copytree(SOURCE, folder, ignore=shutil.ignore_patterns("node_modules"))
+    subprocess.run([str(npm), "ci", "--no-audit", "--no-fund"], cwd=folder, check=True, timeout=300)
+    return folder
+
+
+class Node:
+    """The participant's process, and its database."""
+
+    def __init__(self, program: Path, url: str, namespace: str) -> None:
+        self.namespace = namespace
+        self._program = program
+        self._url = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+        self._engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"))
+        self._process: subprocess.Popen[str] | None = None
+
+    async def start(self, broker: str) -> None:
+        named = {"SAGA_NAMESPACE": self.namespace, "DATABASE_URL": self._url, "BROKER_URL": broker}
+        self._process = subprocess.Popen(
+            ["node", "participant.js"],
+            cwd=self._program,
+            env={**os.environ, **named},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        line = await asyncio.to_thread(self._process.stdout.readline)
+        assert line.strip() == "participant is up"
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def rows(self, query: str) -> list[Any]:
+        with self._engine.connect() as connection:
+            return list(connection.execute(text(query)).all())
+
+    async def until(self, query: str, count: int) -> None:
+        async with asyncio.timeout(SECONDS_MAX):
+            while len(self.rows(query)) < count:  # noqa: ASYNC110 - another process writes it
+                await asyncio.sleep(0.02)
+
+    def close(self) -> None:
+        self.kill()
+        self._engine.dispose()
+
+
+@pytest.fixture
+def node(program: Path, postgres_url: str) -> Iterator[Node]:
+    made = Node(program, postgres_url, f"node-{secrets.token_hex(4)}")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+async def app(node: Node, postgres_url: str, rabbitmq_url: str) -> AsyncIterator[App]:
+    engine = create_async_engine(postgres_url)
+    async with engine.begin() as connection:
+        await connection.run_sync(schema.upgrade)
+    await engine.dispose()
+    running = App(
+        postgres_url,
+        broker=rabbitmq_url,
+        namespace=node.namespace,
+        sagas=[purchase],
+        participants=[shop],
+        redrive=timedelta(seconds=2),
+    )
+    async with running:
+        yield running
+
+
+async def test_it_does_its_step_and_takes_it_back(app: App, node: Node, rabbitmq_url: str) -> None:
+    await node.start(rabbitmq_url)
+    good = await app.client.start(purchase, Order(id="o-1"))
+    assert await good.result(timeout=PATIENCE) == Parcel(parcel="o-1")
+    bad_card = await app.client.start(purchase, Order(id="o-2", card="stolen"))
+    with pytest.raises(SagaCompensated):
+        await bad_card.result(timeout=PATIENCE)
+    heavy = await app.client.start(purchase, Order(id="o-3", grams=40_000))
+    with pytest.raises(SagaCompensated):
+        await heavy.result(timeout=PATIENCE)
+    assert node.rows("SELECT id, cancelled FROM parcel ORDER BY id") == [("o-1", False), ("o-2", True)]
+
+
+async def test_killed_between_commit_and_reply_it_answers_from_its_row(
+    app: App, node: Node, rabbitmq_url: str, proxy: ProxyFactory
+) -> None:
+    """Rule 3: each of the kills leaves a commit whose reply and ack were swallowed on the way."""
+    link: Proxy = await proxy(rabbitmq_url)
+    handles = []
+    for number in range(1, 4):
+        await node.start(link.url)
+        link.drop(Direction.TO_SERVER)
+        handles.append(await app.client.start(purchase, Order(id=f"o-{number}")))
+        await node.until("SELECT 1 FROM barrier", number)
+        node.kill()
+        link.heal()
+    await node.start(rabbitmq_url)
+    for handle in handles:
+        await handle.result(timeout=PATIENCE)
+    assert len(node.rows("SELECT 1 FROM parcel")) == 3
+    assert node.rows("SELECT DISTINCT outcome FROM barrier") == [("done",)]
+
+
+class Wire:
+    """A coordinator that the test plays: raw commands out, replies in."""
+
+    def __init__(self, namespace: str, broker: RabbitMQBroker) -> None:
+        self.commands, self.replies = commands_channel(namespace, "parcels"), replies_channel(namespace)
+        self._namespace = namespace
+        self._broker = broker
+
+    async def open(self) -> None:
+        await self._broker.start()
+        await self._broker.declare(
+            [Channel(name, parking_channel(name)) for name in (self.commands, self.replies)]
+        )
+        self._consumer = await self._broker.consume(self.replies, prefetch=100)
+
+    def command(self, run: str, direction: Any, data: Any, **other: Any) -> Command:
+        return Command(
+            id=SystemIds().uuid7().hex,
+            namespace=self._namespace,
+            saga="purchase",
+            sagaversion=1,
+            sagaid=run,
+            runid=run,
+            step="ship",
+            activity="ship",
+            direction=direction,
+            commandid=command_id(self._namespace, "purchase", run, "ship", 0, 0, direction),
+            attempt=1,
+            final=True,
+            replyto=self.replies,
+            data=data,
+            **other,
+        )
+
+    async def send(self, *commands: Command) -> None:
+        bodies = [encode_command(each, _json(each.data)) for each in commands]
+        for outcome in self._broker.publish(
+            [OutMessage(self.commands, each, CONTENT_TYPE) for each in bodies]
+        ):
+            await outcome
+
+    async def answers(self, count: int) -> list[Reply]:
+        replies: list[Reply] = []
+        async with asyncio.timeout(SECONDS_MAX):
+            while len(replies) < count:
+                deliveries = await self._consumer.receive()
+                replies += [reply for each in deliveries for reply in decode_replies(each.body)]
+                self._consumer.ack(deliveries)
+        return replies
+
+    async def parked(self) -> bytes:
+        consumer = await self._broker.consume(parking_channel(self.commands), prefetch=1)
+        async with asyncio.timeout(SECONDS_MAX):
+            (delivery,) = await consumer.receive()
+        consumer.ack([delivery])
+        return delivery.body
+
+    async def spoil(self, body: bytes) -> None:
+        await self._broker.publish([OutMessage(self.commands, body, CONTENT_TYPE)])[0]
+
+
+def _json(data: Any) -> bytes:
+    return Order.model_validate(data).model_dump_json().encode() if "id" in data else b'{"input":null}'
+
+
+@pytest.fixture
+async def wire(node: Node, rabbitmq_url: str) -> AsyncIterator[Wire]:
+    spawner = TaskSpawner()
+    broker = RabbitMQBroker(rabbitmq_url, spawner=spawner)
+    made = Wire(node.namespace, broker)
+    await made.open()
+    await node.start(rabbitmq_url)
+    yield made
+    await broker.close()
+    await spawner.close()
+
+
+async def test_an_undo_before_its_action_has_nothing_to_undo_and_the_action_never_runs(
+    wire: Wire, node: Node
+) -> None:
+    """Rules 4 and 5."""
+    undo = wire.command("r-1", "compensate", {"input": None, "output": None, "undo": None})
+    await wire.send(undo, replace(undo, id="again", resend=True))
+    assert [reply.outcome for reply in await wire.answers(2)] == ["nothing_to_undo"] * 2
+    await wire.send(wire.command("r-1", "forward", {"id": "o-1", "address": "x", "grams": 1, "card": "good"}))
+    (late,) = await wire.answers(1)
+    assert (late.outcome, late.data["code"]) == ("refused", "cancelled")
+    assert node.rows("SELECT * FROM parcel") == []
+
+
+async def test_copies_are_answered_alike_and_have_one_effect(wire: Wire, node: Node) -> None:
+    """Rules 1, 2 and 12: at once, and later."""
+    action = wire.command("r-2", "forward", {"id": "o-2", "address": "x", "grams": 1, "card": "good"})
+    await wire.send(*[replace(action, id=f"copy-{number}", resend=number > 0) for number in range(5)])
+    first = await wire.answers(5)
+    await wire.send(replace(action, id="late", resend=True))
+    assert {(each.outcome, each.data["output"]["parcel"]) for each in [*first, *await wire.answers(1)]} == {
+        ("done", "o-2")
+    }
+    assert len(node.rows("SELECT * FROM parcel")) == 1
+
+
+async def test_a_final_refusal_is_kept_and_a_fence_tells_what_stands(wire: Wire, node: Node) -> None:
+    """Rules 7 and 8."""
+    heavy = wire.command("r-3", "forward", {"id": "o-3", "address": "x", "grams": 40_000, "card": "good"})
+    await wire.send(heavy, replace(heavy, id="again", attempt=2))
+    assert [(each.outcome, each.data["code"]) for each in await wire.answers(2)] == [
+        ("refused", "too_heavy")
+    ] * 2
+    await wire.send(wire.command("r-3", "fence", {"input": None}))
+    assert (await wire.answers(1))[0].outcome == "nothing_to_undo"
+    done = wire.command("r-4", "forward", {"id": "o-4", "address": "x", "grams": 1, "card": "good"})
+    await wire.send(done)
+    await wire.answers(1)
+    await wire.send(wire.command("r-4", "fence", {"input": None}))
+    (fenced,) = await wire.answers(1)
+    assert (fenced.outcome, fenced.data["output"]) == ("had_run", {"parcel": "o-4"})
+
+
+async def test_what_is_no_command_of_ours_is_parked(wire: Wire) -> None:
+    await wire.spoil(b"no json at all")
+    assert await wire.parked() == b"no json at all"
