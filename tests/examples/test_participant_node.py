@@ -101,7 +101,12 @@ class Node:
         self._process: subprocess.Popen[str] | None = None
 
     async def start(self, broker: str) -> None:
-        named = {"SAGA_NAMESPACE": self.namespace, "DATABASE_URL": self._url, "BROKER_URL": broker}
+        self._spawn({"SAGA_NAMESPACE": self.namespace, "DATABASE_URL": self._url, "BROKER_URL": broker})
+        assert self._process is not None and self._process.stdout is not None
+        line = await asyncio.to_thread(self._process.stdout.readline)
+        assert line.strip() == "participant is up"
+
+    def _spawn(self, named: dict[str, str]) -> None:
         self._process = subprocess.Popen(
             ["node", "participant.js"],
             cwd=self._program,
@@ -109,9 +114,6 @@ class Node:
             stdout=subprocess.PIPE,
             text=True,
         )
-        assert self._process.stdout is not None
-        line = await asyncio.to_thread(self._process.stdout.readline)
-        assert line.strip() == "participant is up"
 
     def kill(self) -> None:
         if self._process is not None:
