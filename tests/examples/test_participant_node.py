@@ -102,7 +102,8 @@ class Node:
 
     async def start(self, broker: str) -> None:
         self._spawn({"SAGA_NAMESPACE": self.namespace, "DATABASE_URL": self._url, "BROKER_URL": broker})
-        assert self._process is not None and self._process.stdout is not None
+        assert self._process is not None
+        assert self._process.stdout is not None
         line = await asyncio.to_thread(self._process.stdout.readline)
         assert line.strip() == "participant is up"
 
