@@ -192,7 +192,10 @@ class KafkaConsumer:
     async def _drain(self, unseen: int) -> None:
         """Wait until all is settled but what nobody has received and what was given back."""
         deadline = self._clock.monotonic() + self._options.drain_seconds_max
-        while self._unfinished > unseen + self._out_of_reach and (left := deadline - self._clock.monotonic()) > 0:
+        while (
+            self._unfinished > unseen + self._out_of_reach
+            and (left := deadline - self._clock.monotonic()) > 0
+        ):
             self._settled.clear()
             waiting = self._spawner.spawn(self._settled.wait(), name="saga-kafka-drain")
             await asyncio.wait({waiting}, timeout=left)
@@ -211,24 +214,24 @@ class KafkaConsumer:
 
     async def _fetch(self, member: Membership) -> None:
         while True:
-            windows = self._windows
             room = self._prefetch - self._unfinished
-            wanted = [
-                each for each, window in windows.items() if window.ahead < self._options.ahead_messages_max
-            ]
+            limit = self._options.ahead_messages_max
+            wanted = [each for each, window in self._windows.items() if window.ahead < limit]
             if room <= 0 or not wanted or self._revoking:
                 self._settled.clear()
                 await self._settled.wait()
                 continue
-            records = await member.fetch(wanted, room)
-            # taken away while we waited: these are the next owner's, and our window knows nothing of them
-            if windows is not self._windows or self._revoking or not records:
-                continue
-            for record in records:
-                held = windows[record.partition].add(record.offset)
-                self._buffer.append(delivery_of(self.channel, record, held))
-            self._progress_at = self._clock.monotonic()
-            self._there.set()
+            for partition, records in (await member.fetch(wanted, room)).items():
+                # while it waited the partitions may have gone and come back: these are of the present assignment
+                window = self._windows.get(partition)
+                if window is None:
+                    member.rewind(partition, records[0].offset)
+                    continue
+                for record in records:
+                    held = window.add(record.offset)
+                    self._buffer.append(delivery_of(self.channel, record, held))
+                self._progress_at = self._clock.monotonic()
+                self._there.set()
 
     # --- committing
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from aiokafka import ConsumerRebalanceListener, TopicPartition
@@ -58,7 +59,7 @@ class Membership:
         # after the start, which would otherwise wait for the assignment (KAF-13)
         self._consumer.subscribe([self._topic], listener=self._listener)
 
-    async def fetch(self, partitions: Collection[int], count_max: int) -> list[Any]:
+    async def fetch(self, partitions: Collection[int], count_max: int) -> dict[int, list[Any]]:
         """Return records of these partitions, in order within each; none after a while. Cancelling is safe.
 
         After an error it must not be called again: aiokafka would go on behind what it could not hand out (KAF-7).
@@ -67,7 +68,12 @@ class Membership:
         found = await self._consumer.getmany(
             *wanted, timeout_ms=int(_POLL_SECONDS * 1000), max_records=count_max
         )
-        return [record for records in found.values() for record in records]
+        return {each.partition: records for each, records in found.items() if records}
+
+    def rewind(self, partition: int, offset: int) -> None:
+        """Fetch again from an offset: what was fetched came before its assignment was told."""
+        with suppress(IllegalStateError):  # taken away meanwhile
+            self._consumer.seek(TopicPartition(self._topic, partition), offset)
 
     async def commit(self, offsets: Mapping[int, int]) -> bool:
         """Commit explicit offsets (KAF-15); return whether they are. Bounded, never raises."""

@@ -44,7 +44,7 @@ class KafkaOptions:
     late_seconds: float = 1.0
     """A publish without an answer for this long makes us ask whether its topic is still there."""
     request_seconds_max: float = 5.0
-    """After this a request without an answer costs its connection. Longer for consumers, whose joins wait for others."""
+    """A request without an answer costs its connection after this; a consumer's later, since joins wait for others."""
     session_seconds: float = 6.0
     """A member of a group that is not heard of for this long has gone (KAF-18)."""
     heartbeat_seconds: float = 1.2

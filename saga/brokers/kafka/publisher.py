@@ -30,6 +30,7 @@ from saga.brokers.kafka.cluster import Cluster
 from saga.brokers.kafka.names import topic_of
 from saga.brokers.kafka.options import KafkaOptions
 from saga.brokers.kafka.records import Record, record_of
+from saga.brokers.kafka.room import Room
 from saga.clock import Clock, Ids, Spawner
 from saga.errors import BrokerUnavailable
 
@@ -82,9 +83,13 @@ class Publisher:
         self._ids = ids
         self._spawner = spawner
         self._options = options
+        limit = options.queue_length_max
+        self._room = None if limit is None else Room(cluster, limit, clock)
         self._waiting: deque[_Publish] = deque()
         self._sent: dict[int, _Publish] = {}
         """Handed to the producer, in the order of that."""
+        self._sending: _Publish | None = None
+        """In the producer's hands, which may wait for room or for the topic's leaders."""
         self._number = 0
         self._bytes = 0
         self._due = asyncio.Event()
@@ -208,7 +213,12 @@ class Publisher:
             self._due.clear()
             while self._waiting:
                 # a message leaves the queue after it was handed over: a flusher that is cancelled has taken none
-                absent = await self._absent(producer)
+                try:
+                    absent = await self._absent(producer)
+                except BrokerUnavailable:
+                    # nobody can tell: they wait here, where they can expire, and not in a send that goes out later
+                    await self._clock.sleep(self._options.backoff_seconds)
+                    continue
                 for publish in list(islice(self._waiting, _TOPICS_MAX)):
                     if not publish.settled:
                         await self._hand_over(producer, publish, absent)
@@ -216,16 +226,16 @@ class Publisher:
                         self._waiting.popleft()
 
     async def _absent(self, producer: Any) -> Collection[str]:
-        """Return those topics of the next messages that the cluster does not have; the others are known after this."""
+        """Return those topics of the next messages that the cluster does not have; the others are known after this.
+
+        Errors: BrokerUnavailable.
+        """
         known = producer.client.cluster.partitions_for_topic
         topics = {each.topic for each in islice(self._waiting, _TOPICS_MAX)}
         unknown = {topic for topic in topics if not known(topic)}
         if not unknown:
             return ()
-        try:
-            found = await self._cluster.topics(unknown)
-        except BrokerUnavailable:
-            return ()  # then nobody can tell, and sending waits for the cluster as it does for a known topic
+        found = await self._cluster.topics(unknown)
         for topic in found:
             await producer.client.add_topic(topic)
         return unknown - set(found)
@@ -235,13 +245,22 @@ class Publisher:
             self._settle(publish, PublishOutcome.UNROUTABLE)
             return
         record = publish.record
+        self._sending = publish
         try:
+            if self._room is not None and not await self._room.take(publish.topic):
+                self._settle(publish, PublishOutcome.REFUSED)
+                return
             answer = await producer.send(
                 publish.topic, record.value, key=record.key, headers=list(record.headers)
             )
+        except BrokerUnavailable:
+            self._settle(publish, PublishOutcome.UNKNOWN)
+            return
         except FAILURES as error:
             self._settle(publish, self._outcome(error))
             return
+        finally:
+            self._sending = None
         self._number += 1
         self._sent[self._number] = publish
         answer.add_done_callback(partial(self._answered, self._number))
@@ -280,7 +299,7 @@ class Publisher:
             lagged = now - last > TICK_SECONDS + 1.0
             last = now
             if lagged:
-                continue  # AIO-3: while our own loop stood still no answer could be read; they are read before the next look
+                continue  # AIO-3: our own loop stood still, and no answer could be read; they are before the next look
             self._expire(now)
             if now - asked_at >= self._options.late_seconds and (late := self._late_topics(now)):
                 asked_at = now
@@ -290,7 +309,7 @@ class Publisher:
         limit = now - (self._options.publish_seconds_max - 2 * TICK_SECONDS)
         while self._waiting and self._waiting[0].since <= limit:
             self._settle(self._waiting.popleft(), PublishOutcome.UNKNOWN)
-        expired = False
+        expired = self._sending is not None and self._sending.settled
         while self._sent and (first := next(iter(self._sent.items())))[1].since <= limit:
             del self._sent[first[0]]
             self._settle(first[1], PublishOutcome.UNKNOWN)

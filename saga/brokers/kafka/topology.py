@@ -131,7 +131,8 @@ class Topology:
         for topic, told in (await self._cluster.settings(channels, _SIZE)).items():
             if told.isdecimal() and int(told) < least:
                 raise TopologyMismatch(
-                    f"channel {channels[topic].name} (topic {topic}) has {_SIZE}={told}, needed are {least}; raise it there"
+                    f"channel {channels[topic].name} (topic {topic}) has {_SIZE}={told}, needed are {least}; "
+                    "raise it there"
                 )
 
     async def _verify_parking(self, channels: Mapping[str, Channel]) -> None:
