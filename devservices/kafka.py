@@ -1,4 +1,4 @@
-"""Kafka for tests: one broker given, in Docker or started here from the programs that Maven fetches (KRaft, one node)."""
+"""Kafka for tests: one broker given, in Docker or started here from what Maven fetches (KRaft, one node)."""
 
 from __future__ import annotations
 

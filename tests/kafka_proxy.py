@@ -1,4 +1,4 @@
-"""A proxy in front of one Kafka broker that keeps its clients: what the broker says of its address becomes the proxy's."""
+"""A proxy in front of one Kafka broker that keeps its clients: where the broker says it is becomes the proxy."""
 
 from __future__ import annotations
 

@@ -8,16 +8,18 @@ a session that ran out does.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+import contextlib
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
 from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import KafkaError
 from aiokafka.protocol.admin import DeleteTopicsRequest
 from aiokafka.protocol.group import LeaveGroupRequest
 
 from devservices import Kafka
-from saga.brokers.base import Broker, Capabilities, Consumer
+from saga.brokers.base import Broker, Capabilities
 from saga.brokers.kafka import KafkaBroker, KafkaOptions
 from saga.brokers.kafka.consumer import KafkaConsumer
 from saga.brokers.kafka.names import topic_of
@@ -65,11 +67,9 @@ class KafkaHarness(Harness):
         return broker
 
     async def cut(self, broker: Broker) -> None:
-        members = [(each, each.assignments) for each in self._consumers(broker)]
-        await self._expel([each for each, _ in members])
+        members = {each: each.assignments for each in self._consumers(broker)}
         self._links[broker].reset()
-        for consumer, before in members:
-            await self.soon(_until_assigned_again(consumer, before))
+        await self.soon(self._take_away(members))
 
     async def part(self, broker: Broker) -> None:
         self._links[broker].refuse()
@@ -86,6 +86,8 @@ class KafkaHarness(Harness):
     async def restart(self) -> None:
         await asyncio.to_thread(self._server.kill)
         await asyncio.to_thread(self._server.start)
+        for broker in self._links:
+            await self.cut(broker)  # a short outage takes nothing away: what is held is still its consumer's
 
     async def delete(self, channel: str) -> None:
         await self._delete([channel])
@@ -122,15 +124,14 @@ class KafkaHarness(Harness):
         assert isinstance(broker, KafkaBroker)
         return [each for each in broker._consumers if not each._stopping.is_set()]
 
-    async def _expel(self, consumers: Sequence[Consumer]) -> None:
+    async def _take_away(self, members: Mapping[KafkaConsumer, int]) -> None:
+        """End memberships at the broker until each consumer has partitions again, which are another assignment."""
         async with _asking(self._server) as client:
-            for consumer in consumers:
-                assert isinstance(consumer, KafkaConsumer)
-                assert consumer._member is not None
-                group = topic_of(consumer.channel)
-                member_id = consumer._member._consumer._coordinator.member_id
-                node = await client.coordinator_lookup(0, group)
-                await client.send(node, LeaveGroupRequest(group, member_id))
+            while old := [each for each, before in members.items() if each.assignments == before]:
+                for consumer in old:
+                    with contextlib.suppress(KafkaError):  # the group's coordinator is not there yet
+                        await _expel(client, consumer)
+                await self.settle()
 
     async def _delete(self, channels: Sequence[str]) -> None:
         async with _asking(self._server) as client:
@@ -152,6 +153,10 @@ class _asking:  # noqa: N801  reads like a function where it is used
         await self._client.close()
 
 
-async def _until_assigned_again(consumer: KafkaConsumer, before: int) -> None:
-    while consumer.assignments == before:
-        await asyncio.sleep(0.01)
+async def _expel(client: Any, consumer: KafkaConsumer) -> None:
+    group = topic_of(consumer.channel)
+    assert consumer._member is not None
+    coordinator = consumer._member._consumer._coordinator
+    if coordinator is not None and coordinator.member_id:
+        node = await client.coordinator_lookup(0, group)
+        await client.send(node, LeaveGroupRequest(group, coordinator.member_id))

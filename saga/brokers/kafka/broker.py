@@ -65,7 +65,7 @@ class KafkaBroker:
         self._options = options or KafkaOptions()
         self._place = ",".join(servers)
         self._clients = Clients(servers, self._options, self._spawner)
-        self._cluster = Cluster(self._clients, self._place, self._spawner)
+        self._cluster = Cluster(self._clients, self._place, clock=self._clock, spawner=self._spawner)
         self._topology = Topology(self._cluster, self._options, self._clock)
         self._publisher = Publisher(
             self._clients,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.client import AIOKafkaClient
@@ -18,6 +18,8 @@ from aiokafka.errors import KafkaConnectionError, KafkaError
 from saga.brokers.kafka.options import KafkaOptions
 from saga.clock import Spawner
 
+T = TypeVar("T")
+
 FAILURES = (KafkaError, OSError, TimeoutError, AssertionError)
 """What a call of aiokafka raises when the cluster is away; the assertions are about a cluster without a broker."""
 _ABANDON_SECONDS_MAX = 5.0
@@ -25,13 +27,15 @@ _SURPLUS_SECONDS = 10.0
 _NO_POLL_LIMIT_MS = 7 * 86400 * 1000
 
 
-async def bounded(seconds: float, work: Coroutine[Any, Any, Any], *, spawner: Spawner, name: str) -> Any:
+async def bounded(seconds: float, work: Coroutine[Any, Any, T], *, spawner: Spawner, name: str) -> T:
     """Await for at most `seconds`; then cancel it, leave it to the spawner and raise TimeoutError (AIO-2).
 
     Unlike `saga.clock.within`, what is late is cancelled: a commit or a join that ends later than we think is worse
     than one that did not take place.
     """
-    task = spawner.spawn(_quiet(work), name=name)
+    task = spawner.spawn(
+        _quiet(work), name=name
+    )  # its failure after the bound is nobody's unretrieved exception
     try:
         done, _ = await asyncio.wait({task}, timeout=seconds)
     except asyncio.CancelledError:
@@ -40,19 +44,27 @@ async def bounded(seconds: float, work: Coroutine[Any, Any, Any], *, spawner: Sp
     if not done:
         task.cancel()
         raise TimeoutError(name)
-    result, error = task.result()
-    if error is not None:
-        raise error
-    return result
+    return task.result().result()
 
 
-async def _quiet(work: Coroutine[Any, Any, Any]) -> tuple[Any, Exception | None]:
-    """Return what it came to, so that a failure after the bound is nobody's unretrieved exception."""
+class _Ended(Generic[T]):
+    """What a call came to."""
+
+    def __init__(self, value: T | None, error: Exception | None) -> None:
+        self._value = value
+        self._error = error
+
+    def result(self) -> T:
+        if self._error is not None:
+            raise self._error
+        return cast("T", self._value)
+
+
+async def _quiet(work: Coroutine[Any, Any, T]) -> _Ended[T]:
     try:
-        return await work, None
-    # lint: allow broad-except because the error is returned, and raised by whoever still waits
-    except Exception as error:
-        return None, error
+        return _Ended(await work, None)
+    except Exception as error:  # returned, and raised by whoever still waits
+        return _Ended(None, error)
 
 
 class Clients:
@@ -118,8 +130,7 @@ class Clients:
     async def _try(self, seconds: float, work: Coroutine[Any, Any, Any]) -> bool:
         try:
             await bounded(seconds, work, spawner=self._spawner, name="saga-kafka-end")
-        # lint: allow broad-except because an ending client may say what it likes; it is not used any more
-        except Exception:
+        except Exception:  # an ending client may say what it likes; it is not used any more
             return False
         return True
 

@@ -10,23 +10,24 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
-from aiokafka.errors import for_code
+from aiokafka.errors import KafkaError, for_code
 from aiokafka.protocol.admin import CreateTopicsRequest, DescribeConfigsRequest, DescribeGroupsRequest
 from aiokafka.protocol.commit import OffsetCommitRequest, OffsetFetchRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.offset import OffsetRequest
 
 from saga.brokers.kafka.clients import FAILURES, Clients, bounded
-from saga.clock import Spawner
+from saga.clock import Clock, Spawner
 from saga.errors import BrokerUnavailable
+
+T = TypeVar("T")
 
 ANSWER_SECONDS_MAX: Final = 4.0
 EXISTS_ALREADY: Final = 36
 _UNKNOWN_TOPIC: Final = 3
 _MOVED: Final = (14, 15, 16)  # the group's coordinator is loading, away, or another one
-_TRIES: Final = 20
 _AGAIN_SECONDS: Final = 0.1
 _LATEST, _EARLIEST = -1, -2
 _TOPIC_RESOURCE: Final = 2
@@ -59,8 +60,9 @@ class NewTopic(NamedTuple):
 class Cluster:
     """Asks. `place` is what people are told where it is."""
 
-    def __init__(self, clients: Clients, place: str, spawner: Spawner) -> None:
+    def __init__(self, clients: Clients, place: str, *, clock: Clock, spawner: Spawner) -> None:
         self._clients = clients
+        self._clock = clock
         self._place = place
         self._spawner = spawner
         self._client: Any = None
@@ -83,8 +85,8 @@ class Cluster:
         return await self._ask(lambda client: self._topics(client, names))
 
     async def create(self, topics: Sequence[NewTopic]) -> list[tuple[str, int, str]]:
-        """Make topics; return name, error code and text of each that was not made, also because it is there (KAF-14)."""
-        wanted = [
+        """Make topics; return name, error code and text of each that was not, also because it is there (KAF-14)."""
+        wanted: list[Any] = [
             (each.name, each.partitions, each.copies, [], list(each.settings.items())) for each in topics
         ]
         request = CreateTopicsRequest(wanted, timeout=int(ANSWER_SECONDS_MAX * 1000), validate_only=False)
@@ -113,7 +115,7 @@ class Cluster:
         request = OffsetFetchRequest(group, [(topic, list(each)) for topic, each in partitions.items()])
 
         async def told(client: Any) -> dict[str, dict[int, Committed]]:
-            answer = await _of_coordinator(client, group, request, lambda each: each.error_code)
+            answer = await self._of_coordinator(client, group, request, lambda each: each.error_code)
             return {
                 topic: {number: Committed(offset, note) for number, offset, note, _ in each if offset >= 0}
                 for topic, each in answer.topics
@@ -127,7 +129,7 @@ class Cluster:
         request = OffsetCommitRequest(group, -1, "", -1, topics)
 
         async def noted(client: Any) -> None:
-            await _of_coordinator(client, group, request, _first_error)
+            await self._of_coordinator(client, group, request, _first_error)
 
         await self._ask(noted)
 
@@ -136,7 +138,7 @@ class Cluster:
         request = DescribeGroupsRequest([group])
 
         async def told(client: Any) -> int:
-            answer = await _of_coordinator(client, group, request, lambda each: each.groups[0][0])
+            answer = await self._of_coordinator(client, group, request, lambda each: each.groups[0][0])
             return len(answer.groups[0][5])
 
         return await self._ask(told)
@@ -183,10 +185,10 @@ class Cluster:
             found[name] = Topic(leaders, min(len(each[3]) for each in partitions))
         return found
 
-    async def _ask(self, question: Callable[[Any], Awaitable[Any]]) -> Any:
+    async def _ask(self, question: Callable[[Any], Awaitable[T]]) -> T:
         """Ask on the present client; one that fails is not asked again."""
 
-        async def asked() -> Any:
+        async def asked() -> T:
             return await question(await self._ready())
 
         try:
@@ -196,6 +198,25 @@ class Cluster:
             raise BrokerUnavailable(
                 f"Kafka at {self._place} did not answer: {type(error).__name__}."
             ) from None
+
+    async def _of_coordinator(
+        self, client: Any, group: str, request: Any, error_of: Callable[[Any], int]
+    ) -> Any:
+        """Ask the broker that keeps a group, and ask again while it is only finding out that it does."""
+        while True:
+            try:
+                node = await client.coordinator_lookup(0, group)
+                answer = await client.send(node, request)
+            except KafkaError as error:
+                if error.errno not in _MOVED:
+                    raise
+            else:
+                code = error_of(answer)
+                if code not in _MOVED:
+                    if code:
+                        raise for_code(code)()
+                    return answer
+            await self._clock.sleep(_AGAIN_SECONDS)  # its question is bounded
 
     async def _ready(self) -> Any:
         async with self._opening:
@@ -208,25 +229,6 @@ class Cluster:
                     raise
                 self._client = client
             return self._client
-
-
-async def _of_coordinator(client: Any, group: str, request: Any, error_of: Callable[[Any], int]) -> Any:
-    """Ask the broker that keeps a group, and ask again while it is only finding out that it does."""
-    for _ in range(_TRIES):
-        try:
-            node = await client.coordinator_lookup(0, group)
-            answer = await client.send(node, request)
-        except FAILURES as error:
-            if getattr(error, "errno", 0) not in _MOVED:
-                raise
-        else:
-            code = error_of(answer)
-            if code not in _MOVED:
-                if code:
-                    raise for_code(code)()
-                return answer
-        await asyncio.sleep(_AGAIN_SECONDS)
-    raise TimeoutError("the group's coordinator")
 
 
 def _first_error(answer: Any) -> int:
