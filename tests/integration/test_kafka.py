@@ -113,7 +113,7 @@ async def test_each_key_stays_in_order_across_overlapping_batches_and_two_consum
         await until(
             lambda: all(len(each._windows) == 2 for each in broker._consumers), "both have partitions"
         )
-        futures = []
+        futures: list[asyncio.Future[PublishOutcome]] = []
         for number in range(30):
             messages = [
                 OutMessage(name, f"{key} {number:03d}".encode(), "text/plain", key=key) for key in keys
@@ -230,7 +230,7 @@ async def test_late_acks_after_a_rebalance_settle_nothing_and_nothing_is_lost(ka
         both: Counter[bytes] = Counter()
         while sum(both.values()) < 80:
             done, waiting = await asyncio.wait(
-                {asyncio.create_task(one.receive()), asyncio.create_task(two.receive())},  # type: ignore[arg-type]
+                {asyncio.create_task(one.receive()), asyncio.create_task(two.receive())},
                 return_when=asyncio.FIRST_COMPLETED,
                 timeout=PATIENCE_SECONDS,
             )
@@ -512,7 +512,7 @@ async def test_rebalances_and_a_restart_under_load_lose_nothing(own_kafka: Kafka
                 await guest.close()
                 await eating
                 await load.progress()
-                if round_ == 2:
+                if round_ % 2:
                     await asyncio.to_thread(own_kafka.stop)
                     await asyncio.to_thread(own_kafka.start)
                     faults.fired("broker restart")
