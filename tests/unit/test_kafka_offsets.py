@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,6 +60,16 @@ def test_ahead_counts_from_the_first_unfinished_message() -> None:
     assert window.ahead == 10
     window.finish(held[0])
     assert window.ahead == 0
+
+
+def test_without_the_driver_the_error_names_the_extra() -> None:
+    program = "import sys; sys.modules['aiokafka'] = None; import saga.brokers.kafka"
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode != 0
+    assert "MissingExtra" in ended.stderr
+    assert "saga[kafka]" in ended.stderr
 
 
 @pytest.mark.parametrize("name", ["saga.shop.commands.bank", "orders_v2", "A-b.c", "x" * 249])

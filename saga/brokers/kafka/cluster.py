@@ -188,13 +188,17 @@ class Cluster:
     async def _ask(self, question: Callable[[Any], Awaitable[T]]) -> T:
         """Ask on the present client; one that fails is not asked again."""
 
+        used: list[Any] = []
+
         async def asked() -> T:
-            return await question(await self._ready())
+            used.append(await self._ready())
+            return await question(used[0])
 
         try:
             return await bounded(ANSWER_SECONDS_MAX, asked(), spawner=self._spawner, name="saga-kafka-ask")
         except FAILURES as error:
-            await self.close()
+            if used and used[0] is self._client:
+                await self.close()
             raise BrokerUnavailable(
                 f"Kafka at {self._place} did not answer: {type(error).__name__}."
             ) from None

@@ -15,8 +15,8 @@ from dataclasses import replace
 from typing import Final
 
 from saga.brokers.base import Delivery
-from saga.brokers.kafka.clients import FAILURES, Clients
-from saga.brokers.kafka.cluster import Cluster
+from saga.brokers.kafka.clients import Clients
+from saga.brokers.kafka.cluster import Cluster, Topic
 from saga.brokers.kafka.membership import Membership
 from saga.brokers.kafka.names import topic_of
 from saga.brokers.kafka.offsets import Held, Window
@@ -27,7 +27,7 @@ from saga.errors import BrokerUnavailable
 
 log: Final[logging.Logger] = logging.getLogger("saga.kafka")
 
-FIRST_SECONDS_MAX: Final = 9.0
+FIRST_SECONDS_MAX: Final = 8.0
 """A subscription waits so long for its first partitions; where members of its group have just died they come later."""
 CLOSE_SECONDS_MAX: Final = 8.0
 _COMMIT_FAILURES_MAX: Final = 5
@@ -73,6 +73,7 @@ class KafkaConsumer:
         self._finished = asyncio.Event()
         self._assigned = asyncio.Event()
         self._progress_at = 0.0
+        self._fetched = 0
         self._stopping = asyncio.Event()
         self._stopped = asyncio.Event()
         self._closing = asyncio.Event()
@@ -106,33 +107,35 @@ class KafkaConsumer:
         """One membership after the other, until `stop`."""
         failures = 0
         while not self._stopping.is_set():
-            member = Membership(
+            before = self._fetched
+            member = self._member = Membership(
                 self._topic,
                 self._clients,
                 options=self._options,
                 spawner=self._spawner,
                 assigned=self._on_assigned,
-                revoked=lambda: self._on_revoked(member),  # noqa: B023  the listener ends with its member
+                revoked=self._on_revoked,
             )
             try:
-                self._member = member
                 await member.join()
                 self.memberships += 1
                 self._joined.set()
                 await self._live(member)
-                failures = 0
-            except FAILURES as error:
-                failures += 1
+            # lint: allow broad-except because this loop is its own supervisor: without it a channel stands still
+            except Exception as error:
                 log.info("kafka consumer of %s lost its client: %s", self._topic, type(error).__name__)
             finally:
-                await self._end(member)
+                # not cancelled with us: a client that is left half way keeps its partitions from the others
+                ending = self._spawner.spawn(self._end(member), name="saga-kafka-consumer-end")
+                await asyncio.wait({ending})
+            failures = 1 if self._fetched > before else failures + 1
             if not self._stopping.is_set():
-                await self._clock.sleep(self._options.pause(failures + 1, self._ids.fraction()))
+                await self._clock.sleep(self._options.pause(failures, self._ids.fraction()))
         self._stopped.set()
         self._there.set()
 
     async def _live(self, member: Membership) -> None:
-        """Return when stopped and done, or when the client has to be made again."""
+        """Return when stopped and done; raise, or return, when the client has to be made again."""
         self._progress_at = self._clock.monotonic()
         fetching = self._spawner.spawn(self._fetch(member), name="saga-kafka-fetch")
         committing = self._spawner.spawn(self._keep_committing(member), name="saga-kafka-commits")
@@ -140,7 +143,7 @@ class KafkaConsumer:
         stopping = self._spawner.spawn(self._stopping.wait(), name="saga-kafka-stopping")
         tasks = (fetching, committing, watching, stopping)
         try:
-            await asyncio.wait({fetching, watching, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if stopping.done():
                 await self._wind_up(fetching)
         finally:
@@ -175,9 +178,10 @@ class KafkaConsumer:
         self._assigned.set()
         self._settled.set()
 
-    async def _on_revoked(self, member: Membership) -> None:
+    async def _on_revoked(self) -> None:
         """Let what is being worked on end, commit it, and let go: bounded, because the whole group waits (KAF-6)."""
-        if not self._windows:
+        member = self._member
+        if not self._windows or member is None:
             return
         self._revoking = True
         unseen = len(self._buffer)
@@ -230,6 +234,7 @@ class KafkaConsumer:
                 for record in records:
                     held = window.add(record.offset)
                     self._buffer.append(delivery_of(self.channel, record, held))
+                self._fetched += len(records)
                 self._progress_at = self._clock.monotonic()
                 self._there.set()
 
@@ -272,30 +277,27 @@ class KafkaConsumer:
             suspected = stuck
 
     async def _is_stuck(self, member: Membership) -> bool:
-        quiet = self._clock.monotonic() - self._progress_at
-        if quiet < self._options.silent_seconds * 2 / 3:
+        quiet = self._clock.monotonic() - self._progress_at >= self._options.silent_seconds * 2 / 3
+        mute = member.commit_failures >= _COMMIT_FAILURES_MAX
+        if not quiet and not mute:
             return False
         try:
             topic = (await self._cluster.topics([self._topic])).get(self._topic)
             if topic is None:
                 return False  # deleted: it is waited for until it is declared again
-            if member.commit_failures >= _COMMIT_FAILURES_MAX:
-                return True
             if not self._windows:
                 # with more members than partitions some have none; who never got an answer has joined nothing
                 return not self._assigned.is_set()
-            if self._unfinished >= self._prefetch:
-                return False
-            return await self._is_behind()
+            return mute or (self._unfinished < self._prefetch and await self._is_behind(topic))
         except BrokerUnavailable:
             return False  # away: nobody makes progress
 
-    async def _is_behind(self) -> bool:
+    async def _is_behind(self, topic: Topic) -> bool:
+        """Whether there is something in our partitions that could be fetched."""
         windows = self._windows
-        topic = (await self._cluster.topics([self._topic]))[self._topic]
         ends = await self._cluster.ends(self._topic, topic)
-        committed = (await self._cluster.committed(self._topic, {self._topic: windows})).get(self._topic, {})
         starts = await self._cluster.ends(self._topic, topic, first=True)
+        committed = (await self._cluster.committed(self._topic, {self._topic: windows})).get(self._topic, {})
         for partition, window in windows.items():
             known = committed[partition].offset if partition in committed else 0
             position = max(window.position, known, starts.get(partition, 0))

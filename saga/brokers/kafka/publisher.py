@@ -25,7 +25,7 @@ from aiokafka.errors import (
 )
 
 from saga.brokers.base import OutMessage, PublishOutcome
-from saga.brokers.kafka.clients import FAILURES, Clients, bounded
+from saga.brokers.kafka.clients import Clients, bounded
 from saga.brokers.kafka.cluster import Cluster
 from saga.brokers.kafka.names import topic_of
 from saga.brokers.kafka.options import KafkaOptions
@@ -165,7 +165,8 @@ class Publisher:
                 )
                 failures = 0
                 await self._live(producer)
-            except FAILURES as error:
+            # lint: allow broad-except because this loop is its own supervisor: without it nothing is published again
+            except Exception as error:
                 failures += 1
                 log.info("kafka has no producer yet: %s", type(error).__name__)
             finally:
@@ -256,7 +257,7 @@ class Publisher:
         except BrokerUnavailable:
             self._settle(publish, PublishOutcome.UNKNOWN)
             return
-        except FAILURES as error:
+        except Exception as error:  # of whatever kind: the next message must not wait for this one's end
             self._settle(publish, self._outcome(error))
             return
         finally:
