@@ -68,6 +68,7 @@ async def test_kafka_keeps_the_contract(name: str, kafka_server: Kafka) -> None:
 @pytest.mark.feature("G-07")
 @pytest.mark.feature("G-04")
 @pytest.mark.stack("postgres-kafka")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DURABLE)
 async def test_kafka_keeps_the_contract_when_it_is_killed(name: str, own_kafka: Kafka) -> None:
     await run(BEHAVIOURS[name], KafkaHarness(own_kafka))
