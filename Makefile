@@ -32,6 +32,7 @@ SERVICES_sqlite :=
 SERVICES_sqlite-shared :=
 SERVICES_postgres := postgres
 SERVICES_postgres-rabbitmq := postgres rabbitmq
+SERVICES_postgres-kafka := postgres kafka
 # The demo on SQLite waits for no more than it needs, unless the full environment is there anyway.
 DEMO_READY := $(if $(SERVICES_$(STACK))$(wildcard $(READY)),$(READY),$(CORE))
 # Workers take whole files: those of slow tests first (tests/conftest.py), and the servers are shared.
@@ -40,7 +41,7 @@ WITH_SERVICES = $(if $(SERVICES_$(STACK)),$(PY) -m devservices run $(SERVICES_$(
 
 .PHONY: help
 help: ## list the targets
-	@echo "make TARGET [STACK=sqlite|sqlite-shared|postgres|postgres-rabbitmq] [QUICK=1] [WORKERS=4] [ARGS='...']"
+	@echo "make TARGET [STACK=sqlite|sqlite-shared|postgres|postgres-rabbitmq|postgres-kafka] [QUICK=1] [WORKERS=4] [ARGS='...']"
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # uv where there is one, else pip: both install what the lock says, hash by hash.
@@ -90,12 +91,12 @@ demo: $(DEMO_READY) ## run the money transfer's scenarios: make demo, make demo 
 endif
 
 .PHONY: test test-slow test-again
-test: $(READY) ## provide PostgreSQL and RabbitMQ if possible and run the tests: make test ARGS='-k outbox'
-	@$(PY) -m devservices ensure postgres rabbitmq $(if $(CI),,|| true)
+test: $(READY) ## provide PostgreSQL, RabbitMQ and Kafka if possible and run the tests: make test ARGS='-k outbox'
+	@$(PY) -m devservices ensure postgres rabbitmq kafka $(if $(CI),,|| true)
 	@$(call PYTEST,4) -m "not slow" $(ARGS)
 
 test-slow: $(READY) ## the same for those of more than ten seconds each: kills under load, demos, other programs
-	@$(PY) -m devservices ensure postgres rabbitmq $(if $(CI),,|| true)
+	@$(PY) -m devservices ensure postgres rabbitmq kafka $(if $(CI),,|| true)
 	@$(call PYTEST,3) -m slow $(ARGS)
 
 test-again: $(READY) ## what failed last, once more and one at a time
@@ -105,7 +106,7 @@ test-again: $(READY) ## what failed last, once more and one at a time
 
 .PHONY: features
 features: $(READY) ## run all tests, write build/features.json and list which rows of features.md are open
-	@$(PY) -m devservices ensure postgres rabbitmq || true
+	@$(PY) -m devservices ensure postgres rabbitmq kafka || true
 	@mkdir -p build
 	@$(call PYTEST,3) -q --features-json=build/features.json $(ARGS) || echo "features: some tests failed, see above"
 	@$(PY) -m tests.plugins.features build/features.json

@@ -6,11 +6,14 @@ with start_postgres() as server:
 """
 
 from devservices.base import NotControllable, Origin, Service, Unavailable
+from devservices.kafka import Kafka, LocalKafka
 from devservices.postgres import LocalPostgres, Postgres
-from devservices.provide import start_postgres, start_rabbitmq
+from devservices.provide import start_kafka, start_postgres, start_rabbitmq
 from devservices.rabbitmq import LocalRabbitMq, RabbitMq
 
 __all__ = [
+    "Kafka",
+    "LocalKafka",
     "LocalPostgres",
     "LocalRabbitMq",
     "NotControllable",
@@ -19,6 +22,7 @@ __all__ = [
     "RabbitMq",
     "Service",
     "Unavailable",
+    "start_kafka",
     "start_postgres",
     "start_rabbitmq",
 ]

@@ -1,4 +1,4 @@
-"""Command line: `python -m devservices ensure postgres rabbitmq` and `python -m devservices run postgres -- CMD`."""
+"""Command line: `python -m devservices ensure postgres kafka` and `python -m devservices run postgres -- CMD`."""
 
 from __future__ import annotations
 

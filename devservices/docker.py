@@ -11,11 +11,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from devservices.base import Origin, Unavailable
+from devservices.kafka import VERSION, Kafka, wait_for_brokers
 from devservices.postgres import Postgres
+from devservices.processes import free_port
 from devservices.rabbitmq import RabbitMq
 
 _POSTGRES_IMAGE = "postgres:17-alpine"
 _RABBITMQ_IMAGE = "rabbitmq:4-alpine"
+_KAFKA_IMAGE = f"apache/kafka:{VERSION}"
+_KAFKA_PORT = 9092
 _PING_SECONDS_MAX = 2
 
 
@@ -77,6 +81,38 @@ def docker_rabbitmq() -> RabbitMq:
     return _DockerRabbitMq(url, container.stop)
 
 
+def docker_kafka() -> Kafka:
+    """Start Kafka in a container. Its port is chosen here, because a broker tells its clients where it is."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from testcontainers.core.container import DockerContainer
+
+        port = free_port()
+        settings = {
+            "NODE_ID": "1",
+            "PROCESS_ROLES": "broker,controller",
+            "CONTROLLER_QUORUM_VOTERS": "1@localhost:9093",
+            "CONTROLLER_LISTENER_NAMES": "CONTROLLER",
+            "LISTENERS": f"PLAINTEXT://:{_KAFKA_PORT},CONTROLLER://:9093",
+            "ADVERTISED_LISTENERS": f"PLAINTEXT://127.0.0.1:{port}",
+            "LISTENER_SECURITY_PROTOCOL_MAP": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "AUTO_CREATE_TOPICS_ENABLE": "false",
+            "OFFSETS_TOPIC_REPLICATION_FACTOR": "1",
+            "TRANSACTION_STATE_LOG_REPLICATION_FACTOR": "1",
+            "TRANSACTION_STATE_LOG_MIN_ISR": "1",
+            "GROUP_INITIAL_REBALANCE_DELAY_MS": "0",
+        }
+        container = DockerContainer(_KAFKA_IMAGE).with_bind_ports(_KAFKA_PORT, port)
+        for name, value in settings.items():
+            container = container.with_env(f"KAFKA_{name}", value)
+        _start(container)
+    url = f"kafka://127.0.0.1:{port}"
+    if not wait_for_brokers(url):
+        container.stop()
+        raise Unavailable(f"{_KAFKA_IMAGE} was started in Docker and does not answer")
+    return _DockerKafka(url, container.stop)
+
+
 class _DockerPostgres(Postgres):
     def __init__(self, url: str, end: Callable[[], None]) -> None:
         self._end = end
@@ -90,6 +126,15 @@ class _DockerRabbitMq(RabbitMq):
     def __init__(self, url: str, end: Callable[[], None]) -> None:
         self._end = end
         super().__init__(url, Origin.DOCKER)
+
+    def close(self) -> None:
+        self._end()
+
+
+class _DockerKafka(Kafka):
+    def __init__(self, url: str, end: Callable[[], None]) -> None:
+        self._end = end
+        super().__init__(url, Origin.DOCKER, VERSION)
 
     def close(self) -> None:
         self._end()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from devservices import docker, postgres, rabbitmq
+from devservices import docker, kafka, postgres, rabbitmq
 from devservices.base import Unavailable
 from devservices.provide import URL_VARIABLES
 
@@ -24,6 +24,8 @@ class _Programs:
 _PROGRAMS: Final = {
     "postgres": _Programs(postgres.find_programs, ("postgresql",)),
     "rabbitmq": _Programs(rabbitmq.find_programs, ("rabbitmq-server",)),
+    # the broker itself is no package: Maven fetches it into the user's cache
+    "kafka": _Programs(kafka.find_programs, ("openjdk-17-jre-headless", "maven")),
 }
 
 

@@ -8,12 +8,17 @@ from typing import Final, TypeVar
 
 from devservices import docker
 from devservices.base import Origin, Service, Unavailable
+from devservices.kafka import Kafka, LocalKafka
 from devservices.postgres import LocalPostgres, Postgres
 from devservices.rabbitmq import LocalRabbitMq, RabbitMq
 
 _Kind = TypeVar("_Kind", bound=Service)
 
-URL_VARIABLES: Final = {"postgres": "SAGA_TEST_POSTGRES_URL", "rabbitmq": "SAGA_TEST_RABBITMQ_URL"}
+URL_VARIABLES: Final = {
+    "postgres": "SAGA_TEST_POSTGRES_URL",
+    "rabbitmq": "SAGA_TEST_RABBITMQ_URL",
+    "kafka": "SAGA_TEST_KAFKA_URL",
+}
 
 
 def start_postgres() -> Postgres:
@@ -26,7 +31,16 @@ def start_rabbitmq() -> RabbitMq:
     return _provide("rabbitmq", lambda url: RabbitMq(url, Origin.URL), docker.docker_rabbitmq, LocalRabbitMq)
 
 
-PROVIDERS: Final[dict[str, Callable[[], Service]]] = {"postgres": start_postgres, "rabbitmq": start_rabbitmq}
+def start_kafka() -> Kafka:
+    """Return a running Kafka; raise Unavailable, saying what was tried, if there is none to be had."""
+    return _provide("kafka", lambda url: Kafka(url, Origin.URL), docker.docker_kafka, LocalKafka)
+
+
+PROVIDERS: Final[dict[str, Callable[[], Service]]] = {
+    "postgres": start_postgres,
+    "rabbitmq": start_rabbitmq,
+    "kafka": start_kafka,
+}
 
 
 def _provide(

@@ -68,6 +68,10 @@ def make_broker(
         from saga.brokers.rabbitmq import RabbitMQBroker
 
         return RabbitMQBroker(given, **ports)
+    if scheme == "kafka":
+        from saga.brokers.kafka import KafkaBroker
+
+        return KafkaBroker(given, **ports)
     if database is not None and queues_in(given, database.url, database.schema):
         outbox = SqlOutboxStore(database, namespace, queued=True)
         return DatabaseBroker(
@@ -80,8 +84,8 @@ def make_broker(
     if (found := _installed(scheme)) is not None:
         return cast("Broker", found.load()(given, **ports))
     raise ConfigurationError(
-        f"No broker for {scheme!r}; known are memory, amqp, amqps, database, postgresql and sqlite, and what "
-        f"packages install as entry points {ENTRY_POINTS!r}."
+        f"No broker for {scheme!r}; known are memory, amqp, amqps, kafka, database, postgresql and sqlite, and "
+        f"what packages install as entry points {ENTRY_POINTS!r}."
     )
 
 
@@ -143,10 +147,16 @@ def split_schema(address: str) -> tuple[URL, str | None]:
 
 def capabilities() -> str:
     """Return what our brokers declare as the table of the page `docs/brokers.md`."""
+    from saga.brokers.kafka import KafkaBroker
     from saga.brokers.memory import MEMORY
     from saga.brokers.rabbitmq import RabbitMQBroker
 
-    declared = [MEMORY, DATABASE, RabbitMQBroker("amqp://localhost/").capabilities]
+    declared = [
+        MEMORY,
+        DATABASE,
+        RabbitMQBroker("amqp://localhost/").capabilities,
+        KafkaBroker("kafka://localhost:9092").capabilities,
+    ]
     names = [each.name for each in fields(Capabilities) if each.name != "name"]
     lines = [["", *(f"`{each.name}`" for each in declared)], ["---"] * (len(declared) + 1)]
     lines += [[f"`{name}`", *(_said(getattr(each, name)) for each in declared)] for name in names]

@@ -61,8 +61,8 @@ class Settings(BaseSettings):
     broker: SecretStr = Field(
         SecretStr("memory://"),
         description=(
-            "Broker: `amqp://user:password@host/vhost`, `database://` for queues in the database, or `memory://` in "
-            "one process."
+            "Broker: `amqp://user:password@host/vhost`, `kafka://host:port,host:port`, `database://` for queues in "
+            "the database, or `memory://` in one process."
         ),
     )
     namespace: str = Field(

@@ -1,8 +1,8 @@
 """Fixtures that give tests a server, a fresh database or a fault proxy, and the summary that names what ran on what.
 
 A run spread over workers (`pytest -n 3 --dist loadfile`) shares one server of each kind, which the controller starts;
-every test has a database and queues of its own there. A test that breaks a server takes `own_postgres` or
-`own_rabbitmq`, which its worker has for itself.
+every test has a database and queues of its own there. A test that breaks a server takes `own_postgres`,
+`own_rabbitmq` or `own_kafka`, which its worker has for itself.
 """
 
 from __future__ import annotations
@@ -17,13 +17,23 @@ import pytest
 from sqlalchemy import make_url
 
 import devservices
-from devservices import LocalPostgres, LocalRabbitMq, Origin, Postgres, RabbitMq, Service, Unavailable
+from devservices import (
+    Kafka,
+    LocalKafka,
+    LocalPostgres,
+    LocalRabbitMq,
+    Origin,
+    Postgres,
+    RabbitMq,
+    Service,
+    Unavailable,
+)
 from tests.proxy import Proxy, ProxyFactory
 
 pytest_plugins = ["pytester", "tests.plugins.canary", "tests.plugins.features"]
 
 _S = TypeVar("_S", bound=Service)
-_K = TypeVar("_K", Postgres, RabbitMq)
+_K = TypeVar("_K", Postgres, RabbitMq, Kafka)
 
 _SERVED: Final = pytest.StashKey[dict[str, str]]()
 _MISSING: Final = pytest.StashKey[dict[str, str]]()
@@ -31,6 +41,7 @@ _SHARED: Final = pytest.StashKey[dict[str, str]]()
 _STARTED: Final[dict[str, Callable[[], Service]]] = {
     Postgres.name: devservices.start_postgres,
     RabbitMq.name: devservices.start_rabbitmq,
+    Kafka.name: devservices.start_kafka,
 }
 
 
@@ -53,6 +64,15 @@ def rabbitmq_server(pytestconfig: pytest.Config) -> Iterator[RabbitMq]:
 
 
 @pytest.fixture(scope="session")
+def kafka_server(pytestconfig: pytest.Config) -> Iterator[Kafka]:
+    """The Kafka of this session, perhaps shared with other workers: nobody breaks it."""
+    with _require(
+        pytestconfig, Kafka.name, _shared(pytestconfig, Kafka) or devservices.start_kafka
+    ) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def own_postgres(pytestconfig: pytest.Config, postgres_server: Postgres) -> Iterator[LocalPostgres]:
     """A PostgreSQL to be broken. Tests that kill it start it again before they end."""
     if isinstance(postgres_server, LocalPostgres):
@@ -70,6 +90,16 @@ def own_rabbitmq(pytestconfig: pytest.Config, rabbitmq_server: RabbitMq) -> Iter
         yield rabbitmq_server
         return
     with _require(pytestconfig, "RabbitMQ to be broken", LocalRabbitMq) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def own_kafka(pytestconfig: pytest.Config, kafka_server: Kafka) -> Iterator[LocalKafka]:
+    """A Kafka to be broken. Tests that kill it start it again before they end."""
+    if isinstance(kafka_server, LocalKafka):
+        yield kafka_server
+        return
+    with _require(pytestconfig, "Kafka to be broken", LocalKafka) as server:
         yield server
 
 

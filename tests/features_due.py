@@ -6,6 +6,7 @@ from typing import Final
 
 SQLITE: Final = "sqlite"
 POSTGRES_RABBITMQ: Final = "postgres-rabbitmq"
+POSTGRES_KAFKA: Final = "postgres-kafka"
 POSTGRES: Final = "postgres"
 """The database as broker, separate processes."""
 SQLITE_SHARED: Final = "sqlite-shared"
@@ -58,6 +59,7 @@ DUE: Final[dict[str, tuple[str, ...]]] = {
     "G-01": (SQLITE,),  # the in-process broker itself
     "G-02": DATABASE_ONLY,  # the database broker itself
     "G-03": (POSTGRES_RABBITMQ,),  # RabbitMQ itself
+    "G-04": (POSTGRES_KAFKA,),  # Kafka itself
     "G-06": PURE,  # "each capability switched off in turn on the memory adapter"
     "G-07": STACKS,
     "G-08": STACKS,

@@ -251,9 +251,14 @@ class Proxy:
                 delay = self._lanes[direction].delay
                 if delay:
                     self._count("delay")
-                await chunks.put((loop.time() + delay.total_seconds(), chunk))
+                translated = self._translate(connection, chunk, direction)
+                await chunks.put((loop.time() + delay.total_seconds(), translated))
                 if not chunk:
                     return
+
+    def _translate(self, connection: _Connection, chunk: bytes, direction: Direction) -> bytes:
+        """Return the bytes to carry; here those that came. Empty bytes are the end of the stream."""
+        return chunk
 
     async def _write(
         self, connection: _Connection, chunks: asyncio.Queue[tuple[float, bytes]], direction: Direction

@@ -310,6 +310,27 @@ class Servers(Services):
         return url
 
 
+class OnKafka(Servers):
+    """The same on a log: topics take the place of queues."""
+
+    title = "postgres-kafka: coordinator, two banks, notifier and starter as processes of their own, on Kafka"
+    needs = ("SAGA_DEMO_POSTGRES_URL", "SAGA_DEMO_KAFKA_URL")
+
+    def _broker(self, stack: ExitStack) -> str:
+        """Return the broker's address, with a namespace whose topics are removed at the end."""
+        from aiokafka.errors import KafkaError
+
+        url = os.environ["SAGA_DEMO_KAFKA_URL"]
+        self.environment["DEMO_NAMESPACE"] = namespace = f"demo-{self._token}"
+        self.makes += f", topics saga.{namespace}.*"
+        try:
+            asyncio.run(_delete_topics(url, namespace))  # there are none yet: it shows that the address works
+        except (OSError, KafkaError) as error:
+            raise DemoError(f"Kafka cannot be used: {type(error).__name__}") from None
+        stack.callback(lambda: asyncio.run(_delete_topics(url, namespace)))
+        return url
+
+
 class DatabaseOnly(Servers):
     """Without a broker: the queues are tables of the coordinator's schema, and go with it."""
 
@@ -326,6 +347,7 @@ LAYOUTS: Final[Mapping[str, type[Layout]]] = {
     "sqlite-shared": SharedFile,
     "postgres": DatabaseOnly,
     "postgres-rabbitmq": Servers,
+    "postgres-kafka": OnKafka,
 }
 
 
@@ -341,9 +363,12 @@ def on_servers(database: str, broker: str) -> type[Servers]:
     os.environ["SAGA_DEMO_POSTGRES_URL"] = database
     if broker in ("", database, "database://"):
         return DatabaseOnly
+    if broker.startswith("kafka://"):
+        os.environ["SAGA_DEMO_KAFKA_URL"] = broker
+        return OnKafka
     if not _is_address(broker, "amqp", "amqps"):
         raise DemoError(
-            "the broker's address must be of the form amqp://user:password@host:port/, or left out"
+            "the broker's address must be of the form amqp://user:password@host:port/ or kafka://host:port, or left out"
         )
     os.environ["SAGA_DEMO_RABBITMQ_URL"] = broker
     return Servers
@@ -382,9 +407,25 @@ async def _delete_queues(url: str, namespace: str) -> None:
     """Leave the broker as it was: the queues of one demo are of no use to the next."""
     import aio_pika
 
-    queues = [replies_channel(namespace), *(commands_channel(namespace, each) for each in SCHEMAS)]
     async with await aio_pika.connect(url, timeout=CONNECT_SECONDS_MAX) as connection:
         channel = await connection.channel()
-        for name in queues:
-            for queue in (name, parking_channel(name)):
-                await channel.queue_delete(queue, timeout=CONNECT_SECONDS_MAX)
+        for queue in _channels(namespace):
+            await channel.queue_delete(queue, timeout=CONNECT_SECONDS_MAX)
+
+
+async def _delete_topics(url: str, namespace: str) -> None:
+    """The same for topics; what their groups have committed goes with them."""
+    from aiokafka.admin import AIOKafkaAdminClient
+
+    client = AIOKafkaAdminClient(bootstrap_servers=url.removeprefix("kafka://"))
+    try:
+        await client.start()
+        await client.delete_topics(_channels(namespace))
+    finally:
+        await client.close()
+
+
+def _channels(namespace: str) -> list[str]:
+    """Return every channel of a namespace, each with its parking channel."""
+    work = [replies_channel(namespace), *(commands_channel(namespace, each) for each in SCHEMAS)]
+    return [*work, *map(parking_channel, work)]

@@ -16,7 +16,7 @@ import aio_pika
 import pytest
 from aio_pika.exceptions import ChannelNotFoundEntity
 
-from devservices import Postgres, RabbitMq
+from devservices import Kafka, Postgres, RabbitMq
 from examples.money_transfer.__main__ import main
 from examples.money_transfer.apps import SCHEMAS
 from examples.money_transfer.scenarios import SCENARIOS
@@ -85,6 +85,20 @@ def test_demo_on_servers_ends_with_scenarios_as_expected_and_no_cent_lost(
     demo = Demo("--stack", "postgres-rabbitmq", *chosen, **servers)
     assert (demo.status, demo.failed) == (0, set()), demo.text
     assert demo.good == demo.of == 1
+    assert demo.before == demo.after > 0
+
+
+@pytest.mark.slow
+@pytest.mark.feature("I-11")
+@pytest.mark.feature("G-04")
+@pytest.mark.stack("postgres-kafka")
+def test_a_transfer_over_kafka_goes_forward_and_back(postgres_server: Postgres, kafka_server: Kafka) -> None:
+    """Order, redelivery and offsets of a log are the services' own business; CI plays all eight by `make demo`."""
+    chosen = ["--scenario", "success", "--scenario", "unknown target", "--scenario", "copies"]
+    servers = {"SAGA_DEMO_POSTGRES_URL": postgres_server.url, "SAGA_DEMO_KAFKA_URL": kafka_server.url}
+    demo = Demo("--stack", "postgres-kafka", *chosen, **servers)
+    assert (demo.status, demo.failed) == (0, set()), demo.text
+    assert demo.good == demo.of == 3
     assert demo.before == demo.after > 0
 
 
