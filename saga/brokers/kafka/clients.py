@@ -20,7 +20,7 @@ from saga.clock import Spawner
 
 T = TypeVar("T")
 
-FAILURES = (KafkaError, OSError, TimeoutError, AssertionError)
+FAILURES: tuple[type[Exception], ...] = (KafkaError, OSError, TimeoutError, AssertionError)
 """What a call of aiokafka raises when the cluster is away; the assertions are about a cluster without a broker."""
 _ABANDON_SECONDS_MAX = 5.0
 _SURPLUS_SECONDS = 10.0

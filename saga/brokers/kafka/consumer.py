@@ -81,9 +81,9 @@ class KafkaConsumer:
         self._joined = asyncio.Event()
         self._member: Membership | None = None
         self._task: asyncio.Task[None] | None = None
-        self.assignments = 0
+        self.assignments: int = 0
         """How often it was given partitions: 1 in a quiet life."""
-        self.memberships = 0
+        self.memberships: int = 0
         """How many clients it has had: 1 in a quiet life."""
 
     # --- the life of a subscription
