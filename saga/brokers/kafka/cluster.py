@@ -67,7 +67,7 @@ class Cluster:
         self._spawner = spawner
         self._client: Any = None
         self._opening = asyncio.Lock()
-        self.brokers = 0
+        self.brokers: int = 0
         """How many brokers there were when last asked."""
 
     async def open(self) -> None:

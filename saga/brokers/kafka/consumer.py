@@ -30,6 +30,7 @@ log: Final[logging.Logger] = logging.getLogger("saga.kafka")
 FIRST_SECONDS_MAX: Final = 8.0
 """A subscription waits so long for its first partitions; where members of its group have just died they come later."""
 CLOSE_SECONDS_MAX: Final = 8.0
+LEAVING_SECONDS_MAX: Final = 1.0
 _COMMIT_FAILURES_MAX: Final = 5
 
 Park = Callable[[Delivery], Awaitable[bool]]
@@ -83,9 +84,9 @@ class KafkaConsumer:
         self._joined = asyncio.Event()
         self._member: Membership | None = None
         self._task: asyncio.Task[None] | None = None
-        self.assignments = 0
+        self.assignments: int = 0
         """How often it was given partitions: 1 in a quiet life."""
-        self.memberships = 0
+        self.memberships: int = 0
         """How many clients it has had: 1 in a quiet life."""
 
     # --- the life of a subscription
@@ -387,6 +388,9 @@ class KafkaConsumer:
             waiting.cancel()
         self._stopped.set()
         self._there.set()
+        if self._task is not None and not self._unfinished:
+            # it is leaving its group: whoever is told of the stop may expect that others have its partitions
+            await asyncio.wait({self._task}, timeout=LEAVING_SECONDS_MAX)
 
     async def close(self) -> None:
         self._closing.set()

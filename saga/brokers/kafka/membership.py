@@ -50,7 +50,7 @@ class Membership:
         self._spawner = spawner
         self._listener = _Listener(assigned, revoked)
         self._consumer: Any = clients.consumer(topic)
-        self.commit_failures = 0
+        self.commit_failures: int = 0
         """Commits in a row that failed for another reason than a rebalance."""
 
     async def join(self) -> None:

@@ -16,9 +16,9 @@ class Held:
     __slots__ = ("offset", "returns", "window")
 
     def __init__(self, window: Window, offset: int, returns: int = 0) -> None:
-        self.window = window
-        self.offset = offset
-        self.returns = returns
+        self.window: Window = window
+        self.offset: int = offset
+        self.returns: int = returns
         """How often it was given back before."""
 
 
@@ -26,10 +26,10 @@ class Window:
     """What was fetched of one partition since it was assigned."""
 
     def __init__(self, partition: int) -> None:
-        self.partition = partition
-        self.position = -1
+        self.partition: int = partition
+        self.position: int = -1
         """Offset after the last that was fetched; -1 before the first."""
-        self.committed = -1
+        self.committed: int = -1
         """Offset that the cluster knows, at least."""
         self._unfinished: OrderedDict[int, Held] = OrderedDict()
 

@@ -93,9 +93,9 @@ class Publisher:
         self._due = asyncio.Event()
         self._replace = asyncio.Event()
         self._closed = False
-        self.up = asyncio.Event()
+        self.up: asyncio.Event = asyncio.Event()
         """Whether there is a producer that has started."""
-        self.producers = 0
+        self.producers: int = 0
         """How many have started: 1 in a quiet life."""
 
     @property
