@@ -31,7 +31,10 @@ _FETCH_SECONDS_MAX: Final = 300.0
 _FORMAT_SECONDS_MAX: Final = 120.0
 _START_SECONDS_MAX: Final = 150.0
 _ANSWER_SECONDS_MAX: Final = 5.0
-_JAVA_OPTIONS: Final = ("-Xms256m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+_JAVA_OPTIONS: Final = (
+    *("-Xms256m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"),
+    "-Djava.net.preferIPv4Stack=true",
+)
 _METADATA: Final = struct.pack(">hhihib", 3, 5, 1, -1, 0, 0)
 """Metadata request, version 5, of no topic: what is asked for is the list of brokers."""
 

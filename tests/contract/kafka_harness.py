@@ -17,6 +17,7 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.admin import DeleteTopicsRequest
 from aiokafka.protocol.group import LeaveGroupRequest
+from aiokafka.protocol.metadata import MetadataRequest
 
 from devservices import Kafka
 from saga.brokers.base import Broker, Capabilities
@@ -34,7 +35,7 @@ class KafkaHarness(Harness):
     """`settle` is real time here, so behaviours call it only where nothing can be awaited."""
 
     publish_seconds_max = 3.0
-    patience_seconds = 30.0
+    patience_seconds = 60.0
     settle_seconds = 0.25
 
     def __init__(self, server: Kafka) -> None:
@@ -91,6 +92,12 @@ class KafkaHarness(Harness):
 
     async def delete(self, channel: str) -> None:
         await self._delete([channel])
+        async with _asking(self._server) as client:
+            while not _is_gone(
+                await client.send(client.get_random_node(), MetadataRequest([topic_of(channel)], False))
+            ):
+                await self.settle()
+        await self.settle()  # the broker forgets the name first, and the log a moment later
 
     async def soon(self, what: Coroutine[Any, Any, T]) -> T:
         task = self.spawner.spawn(what, name="behaviour")
@@ -151,6 +158,10 @@ class _asking:  # noqa: N801  reads like a function where it is used
 
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
+
+
+def _is_gone(answer: Any) -> bool:
+    return all(error != 0 for error, *_ in answer.topics)
 
 
 async def _expel(client: Any, consumer: KafkaConsumer) -> None:

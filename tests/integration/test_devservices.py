@@ -8,23 +8,26 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from devservices import (
+    LocalKafka,
     LocalPostgres,
     LocalRabbitMq,
     NotControllable,
     Origin,
     Postgres,
     Unavailable,
+    kafka,
     provide,
     reaper,
 )
 
 ROOT = Path(__file__).parents[2]
+LOOPBACK = "0100007F"
 
 
 @pytest.mark.parametrize("how", ["kill", "stop"])
@@ -109,11 +112,7 @@ def test_rabbitmq_comes_back_on_the_same_address(own_rabbitmq: LocalRabbitMq, ho
 
 
 def test_a_server_listens_on_loopback_only(own_postgres: LocalPostgres, own_rabbitmq: LocalRabbitMq) -> None:
-    pids = [*tree(own_postgres.pid), *tree(own_rabbitmq.pid)]
-    inodes = {os.readlink(link)[8:-1] for pid in pids for link in sockets(pid)}
-    listening = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    addresses = {line[1].partition(":")[0] for line in listening if line[3] == "0A" and line[9] in inodes}
-    assert addresses == {"0100007F"}
+    assert listens_on([*tree(own_postgres.pid), *tree(own_rabbitmq.pid)]) == {LOOPBACK}
 
 
 def test_nothing_survives_a_killed_owner() -> None:
@@ -166,6 +165,34 @@ def test_a_given_address_that_does_not_answer_is_an_error_and_not_a_reason_to_lo
     monkeypatch.setenv("SAGA_TEST_POSTGRES_URL", "postgresql://postgres@127.0.0.1:1/postgres")
     with pytest.raises(Unavailable, match="SAGA_TEST_POSTGRES_URL is set, but PostgreSQL does not answer"):
         provide.start_postgres()
+    monkeypatch.setenv("SAGA_TEST_KAFKA_URL", "kafka://127.0.0.1:1")
+    with pytest.raises(Unavailable, match="SAGA_TEST_KAFKA_URL is set, but Kafka does not answer"):
+        provide.start_kafka()
+
+
+def test_kafka_without_java_or_maven_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Unavailable, match="no java on this machine"):
+        kafka.find_programs()
+    (tmp_path / "java").touch(mode=0o755)
+    with pytest.raises(Unavailable, match="no mvn on this machine to fetch Kafka with"):
+        kafka.find_programs()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_kafka_comes_back_on_the_same_address_and_listens_on_loopback_only(
+    own_kafka: LocalKafka, how: str
+) -> None:
+    getattr(own_kafka, how)()
+    with pytest.raises(OSError):
+        kafka.count_brokers(own_kafka.url)
+    own_kafka.start()
+    assert kafka.count_brokers(own_kafka.url) == 1
+    assert listens_on(tree(own_kafka.pid)) == {LOOPBACK}
 
 
 @pytest.fixture
@@ -182,6 +209,16 @@ def test_a_given_server_is_used_and_never_broken(given_postgres: Postgres, postg
             verb()
     given_postgres.close()
     assert postgres_server.execute("SELECT 1") == [[(1,)]]
+
+
+def listens_on(pids: Sequence[int]) -> set[str]:
+    """Return the addresses on which these processes take connections, as the kernel writes them."""
+    inodes = {os.readlink(link)[8:-1] for pid in pids for link in sockets(pid)}
+    tables = [Path(f"/proc/net/{name}") for name in ("tcp", "tcp6")]
+    lines = [
+        line.split() for table in tables if table.exists() for line in table.read_text().splitlines()[1:]
+    ]
+    return {line[1].partition(":")[0] for line in lines if line[3] == "0A" and line[9] in inodes}
 
 
 def tree(pid: int) -> list[int]:

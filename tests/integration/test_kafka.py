@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
+from aiokafka.protocol.admin import DeleteTopicsRequest
 
 from devservices import Kafka
 from saga.brokers.base import Channel, Consumer, Delivery, OutMessage, PublishOutcome
@@ -523,10 +524,12 @@ async def test_rebalances_and_a_restart_under_load_lose_nothing(own_kafka: Kafka
 
 
 async def delete(broker: KafkaBroker, topic: str) -> None:
-    from aiokafka.protocol.admin import DeleteTopicsRequest
-
+    """Delete a topic; for a moment the broker still takes messages for it, which nobody will see."""
     client = await broker._cluster._ready()
     await client.send(client.get_random_node(), DeleteTopicsRequest([topic], 10_000))
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while await publish(broker, topic, b"too late") != [UNROUTABLE]:
+            pass
 
 
 @pytest.mark.feature("F-05")
@@ -600,3 +603,20 @@ async def test_no_log_line_holds_what_was_sent(kafka_server: Kafka, caplog: pyte
         consumer = await broker.consume(name, prefetch=1)
         consumer.ack(await take(consumer, 1))
     assert "canary-51c7" not in caplog.text
+
+
+async def test_a_topic_that_is_made_anew_is_consumed_from_its_beginning(kafka_server: Kafka) -> None:
+    """Its offsets begin again: what the consumer knew of the old one says nothing about it."""
+    async with connected(kafka_server.url, options(metadata_seconds=1.0)) as broker:
+        name = await new_channel(broker)
+        consumer = await broker.consume(name, prefetch=50)
+        assert await publish(broker, name, *numbered(20)) == [CONFIRMED] * 20
+        consumer.ack(await take(consumer, 20))
+        await until_lag(broker, name, 0)
+        await delete(broker, name)
+        await broker.declare([Channel(name, f"{name}.parking")])
+        assert await publish(broker, name, *numbered(5, "new")) == [CONFIRMED] * 5
+        taken = await take(consumer, 5)
+        assert bodies(taken) == numbered(5, "new")
+        consumer.ack(taken)
+        await until_lag(broker, name, 0)

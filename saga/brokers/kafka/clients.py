@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Sequence
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar, cast
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.client import AIOKafkaClient
@@ -20,7 +20,7 @@ from saga.clock import Spawner
 
 T = TypeVar("T")
 
-FAILURES: tuple[type[Exception], ...] = (KafkaError, OSError, TimeoutError, AssertionError)
+FAILURES: Final[tuple[type[Exception], ...]] = (KafkaError, OSError, TimeoutError, AssertionError)
 """What a call of aiokafka raises when the cluster is away; the assertions are about a cluster without a broker."""
 _ABANDON_SECONDS_MAX = 5.0
 _SURPLUS_SECONDS = 10.0

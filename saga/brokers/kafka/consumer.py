@@ -30,6 +30,7 @@ log: Final[logging.Logger] = logging.getLogger("saga.kafka")
 FIRST_SECONDS_MAX: Final = 8.0
 """A subscription waits so long for its first partitions; where members of its group have just died they come later."""
 CLOSE_SECONDS_MAX: Final = 8.0
+LEAVING_SECONDS_MAX: Final = 1.0
 _COMMIT_FAILURES_MAX: Final = 5
 
 Park = Callable[[Delivery], Awaitable[bool]]
@@ -72,6 +73,8 @@ class KafkaConsumer:
         self._settled = asyncio.Event()
         self._finished = asyncio.Event()
         self._assigned = asyncio.Event()
+        self._has_assignment = False
+        """Whether the group has answered, if only that there is no partition for us."""
         self._progress_at = 0.0
         self._fetched = 0
         self._stopping = asyncio.Event()
@@ -175,6 +178,7 @@ class KafkaConsumer:
         self._windows = {partition: Window(partition) for partition in partitions}
         self.assignments += 1
         self._progress_at = self._clock.monotonic()
+        self._has_assignment = True
         self._assigned.set()
         self._settled.set()
 
@@ -208,6 +212,7 @@ class KafkaConsumer:
     def _drop(self) -> None:
         """The partitions are no longer ours: what is unfinished is somebody's again (RMQ-13, KAF-17)."""
         self._windows = {}
+        self._has_assignment = False
         self._out_of_reach = 0
         self._buffer.clear()
         if not self._stopped.is_set():
@@ -231,6 +236,8 @@ class KafkaConsumer:
                 if window is None:
                     member.rewind(partition, records[0].offset)
                     continue
+                if records[0].offset < window.position:
+                    window = self._windows[partition] = Window(partition)  # the topic was made anew
                 for record in records:
                     held = window.add(record.offset)
                     self._buffer.append(delivery_of(self.channel, record, held))
@@ -286,8 +293,7 @@ class KafkaConsumer:
             if topic is None:
                 return False  # deleted: it is waited for until it is declared again
             if not self._windows:
-                # with more members than partitions some have none; who never got an answer has joined nothing
-                return not self._assigned.is_set()
+                return not self._has_assignment  # with more members than partitions some have none
             return mute or (self._unfinished < self._prefetch and await self._is_behind(topic))
         except BrokerUnavailable:
             return False  # away: nobody makes progress
@@ -382,6 +388,9 @@ class KafkaConsumer:
             waiting.cancel()
         self._stopped.set()
         self._there.set()
+        if self._task is not None and not self._unfinished:
+            # it is leaving its group: whoever is told of the stop may expect that others have its partitions
+            await asyncio.wait({self._task}, timeout=LEAVING_SECONDS_MAX)
 
     async def close(self) -> None:
         self._closing.set()

@@ -26,7 +26,7 @@ class Window:
     """What was fetched of one partition since it was assigned."""
 
     def __init__(self, partition: int) -> None:
-        self.partition = partition
+        self.partition: int = partition
         self.position: int = -1
         """Offset after the last that was fetched; -1 before the first."""
         self.committed: int = -1

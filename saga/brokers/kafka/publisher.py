@@ -88,8 +88,6 @@ class Publisher:
         self._waiting: deque[_Publish] = deque()
         self._sent: dict[int, _Publish] = {}
         """Handed to the producer, in the order of that."""
-        self._sending: _Publish | None = None
-        """In the producer's hands, which may wait for room or for the topic's leaders."""
         self._number = 0
         self._bytes = 0
         self._due = asyncio.Event()
@@ -246,7 +244,6 @@ class Publisher:
             self._settle(publish, PublishOutcome.UNROUTABLE)
             return
         record = publish.record
-        self._sending = publish
         try:
             if self._room is not None and not await self._room.take(publish.topic):
                 self._settle(publish, PublishOutcome.REFUSED)
@@ -260,8 +257,6 @@ class Publisher:
         except Exception as error:  # of whatever kind: the next message must not wait for this one's end
             self._settle(publish, self._outcome(error))
             return
-        finally:
-            self._sending = None
         self._number += 1
         self._sent[self._number] = publish
         answer.add_done_callback(partial(self._answered, self._number))
@@ -307,10 +302,12 @@ class Publisher:
                 await self._give_up_topics(late)
 
     def _expire(self, now: float) -> None:
+        """Whatever expires, on either side of the flusher, says that this producer makes no progress."""
         limit = now - (self._options.publish_seconds_max - 2 * TICK_SECONDS)
+        expired = False
         while self._waiting and self._waiting[0].since <= limit:
             self._settle(self._waiting.popleft(), PublishOutcome.UNKNOWN)
-        expired = self._sending is not None and self._sending.settled
+            expired = True
         while self._sent and (first := next(iter(self._sent.items())))[1].since <= limit:
             del self._sent[first[0]]
             self._settle(first[1], PublishOutcome.UNKNOWN)
