@@ -1,7 +1,7 @@
 // A participant in Node: it books parcels, and takes them back. What it keeps is docs/wire.md, "What a participant must
-// keep", and the numbers of rules here are those of that page. RabbitMQ brings the commands; PostgreSQL has the effects.
+// keep", and the numbers of rules here are those of that page. RabbitMQ or Kafka brings the commands; PostgreSQL has the
+// effects. Environment: DATABASE_URL, BROKER_URL (amqp:// or kafka://host:port), SAGA_NAMESPACE.
 import { randomUUID } from "node:crypto";
-import amqp from "amqplib";
 import pg from "pg";
 
 const NAMESPACE = process.env.SAGA_NAMESPACE ?? "default";
@@ -132,17 +132,12 @@ function isOurs(command) {
 
 await db.query(`CREATE TABLE IF NOT EXISTS barrier (key text PRIMARY KEY, outcome text NOT NULL, data jsonb);
   CREATE TABLE IF NOT EXISTS parcel (id text PRIMARY KEY, address text NOT NULL, cancelled boolean DEFAULT false)`);
-const connection = await amqp.connect(process.env.BROKER_URL);
-const channel = await connection.createConfirmChannel();
-const send = (queue, body) => new Promise((resolve, reject) => channel.sendToQueue(queue, body,
-  { persistent: true, mandatory: true, contentType: TYPE }, (error) => (error ? reject(error) : resolve())));
-channel.on("return", () => process.exit(1)); // nobody takes our replies: the commands come again
-await channel.prefetch(32);
-await channel.consume(COMMANDS, async (message) => {
+const { serve } = await import(process.env.BROKER_URL.startsWith("kafka:") ? "./kafka.js" : "./rabbitmq.js");
+await serve(process.env.BROKER_URL, COMMANDS, TYPE, async (body, send) => {
   const received = Date.now();
-  for (const command of envelopes(message.content))
-    if (isOurs(command)) await send(command.replyto, Buffer.from(JSON.stringify(reply(command, await answer(command, received)))));
-    else await send(`${COMMANDS}.parked`, Buffer.isBuffer(command) ? command : Buffer.from(JSON.stringify(command)));
-  channel.ack(message); // rule 3: after the broker has confirmed the replies
+  for (const command of envelopes(body))
+    if (isOurs(command)) // rule 3: whoever brought the command forgets it after this, when the reply is confirmed
+      await send(command.replyto, command.runid, Buffer.from(JSON.stringify(reply(command, await answer(command, received)))));
+    else await send(`${COMMANDS}.parked`, "", Buffer.isBuffer(command) ? command : Buffer.from(JSON.stringify(command)));
 });
 console.log("participant is up");

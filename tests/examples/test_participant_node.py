@@ -8,6 +8,7 @@ import secrets
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -18,8 +19,10 @@ from pydantic import BaseModel
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from devservices import Kafka, RabbitMq
 from saga import App, Participant, Refused, Saga, SagaCompensated
-from saga.brokers.base import Channel, OutMessage
+from saga.brokers.base import Broker, Channel, OutMessage
+from saga.brokers.kafka import KafkaBroker
 from saga.brokers.rabbitmq import RabbitMQBroker
 from saga.clock import SystemIds, TaskSpawner
 from saga.messages import (
@@ -34,16 +37,17 @@ from saga.messages import (
     replies_channel,
 )
 from saga.storage.sqlalchemy import schema
-from tests.proxy import Direction, Proxy, ProxyFactory
+from tests.kafka_proxy import KafkaProxy
+from tests.proxy import Direction, Proxy
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.feature("D-17", acceptance=True),
-    pytest.mark.stack("postgres-rabbitmq"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.feature("D-17", acceptance=True)]
 
 SOURCE: Final = Path(__file__).parents[2] / "examples" / "participant_node"
 SECONDS_MAX: Final = 60.0
+WAITING: Final = (
+    "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' "
+    "AND query LIKE 'INSERT INTO parcel%'"
+)
 PATIENCE: Final = timedelta(seconds=SECONDS_MAX)
 
 
@@ -75,6 +79,18 @@ purchase = (
     .step(charge, no_compensation="nothing is charged here")
     .returns(ship.out)
 )
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("rabbitmq", marks=pytest.mark.stack("postgres-rabbitmq")),
+        pytest.param("kafka", marks=pytest.mark.stack("postgres-kafka")),
+    ]
+)
+def broker_url(request: pytest.FixtureRequest) -> str:
+    """The address of the broker, on each of both."""
+    server: RabbitMq | Kafka = request.getfixturevalue(f"{request.param}_server")
+    return server.url
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +142,13 @@ class Node:
         with self._engine.connect() as connection:
             return list(connection.execute(text(query)).all())
 
+    @contextmanager
+    def table_locked(self, table: str) -> Iterator[None]:
+        """Let whoever writes to the table wait inside his transaction."""
+        with self._engine.begin() as connection:
+            connection.execute(text(f"LOCK TABLE {table} IN EXCLUSIVE MODE"))
+            yield
+
     async def until(self, query: str, count: int) -> None:
         async with asyncio.timeout(SECONDS_MAX):
             while len(self.rows(query)) < count:  # noqa: ASYNC110 - another process writes it
@@ -144,14 +167,14 @@ def node(program: Path, postgres_url: str) -> Iterator[Node]:
 
 
 @pytest.fixture
-async def app(node: Node, postgres_url: str, rabbitmq_url: str) -> AsyncIterator[App]:
+async def app(node: Node, postgres_url: str, broker_url: str) -> AsyncIterator[App]:
     engine = create_async_engine(postgres_url)
     async with engine.begin() as connection:
         await connection.run_sync(schema.upgrade)
     await engine.dispose()
     running = App(
         postgres_url,
-        broker=rabbitmq_url,
+        broker=broker_url,
         namespace=node.namespace,
         sagas=[purchase],
         participants=[shop],
@@ -161,8 +184,8 @@ async def app(node: Node, postgres_url: str, rabbitmq_url: str) -> AsyncIterator
         yield running
 
 
-async def test_it_does_its_step_and_takes_it_back(app: App, node: Node, rabbitmq_url: str) -> None:
-    await node.start(rabbitmq_url)
+async def test_it_does_its_step_and_takes_it_back(app: App, node: Node, broker_url: str) -> None:
+    await node.start(broker_url)
     good = await app.client.start(purchase, Order(id="o-1"))
     assert await good.result(timeout=PATIENCE) == Parcel(parcel="o-1")
     bad_card = await app.client.start(purchase, Order(id="o-2", card="stolen"))
@@ -175,19 +198,21 @@ async def test_it_does_its_step_and_takes_it_back(app: App, node: Node, rabbitmq
 
 
 async def test_killed_between_commit_and_reply_it_answers_from_its_row(
-    app: App, node: Node, rabbitmq_url: str, proxy: ProxyFactory
+    app: App, node: Node, broker_url: str
 ) -> None:
     """Rule 3: each of the kills leaves a commit whose reply and ack were swallowed on the way."""
-    link: Proxy = await proxy(rabbitmq_url)
     handles = []
-    for number in range(1, 4):
-        await node.start(link.url)
-        link.drop(Direction.TO_SERVER)
-        handles.append(await app.client.start(purchase, Order(id=f"o-{number}")))
-        await node.until("SELECT 1 FROM barrier", number)
-        node.kill()
-        link.heal()
-    await node.start(rabbitmq_url)
+    async with (KafkaProxy if broker_url.startswith("kafka:") else Proxy)(broker_url) as link:
+        for number in range(1, 4):
+            await node.start(link.url)
+            with node.table_locked("parcel"):
+                handles.append(await app.client.start(purchase, Order(id=f"o-{number}")))
+                await node.until(WAITING, 1)
+                link.drop(Direction.TO_SERVER)
+            await node.until("SELECT 1 FROM barrier", number)
+            node.kill()
+            link.heal()
+    await node.start(broker_url)
     for handle in handles:
         await handle.result(timeout=PATIENCE)
     assert len(node.rows("SELECT 1 FROM parcel")) == 3
@@ -197,7 +222,7 @@ async def test_killed_between_commit_and_reply_it_answers_from_its_row(
 class Wire:
     """A coordinator that the test plays: raw commands out, replies in."""
 
-    def __init__(self, namespace: str, broker: RabbitMQBroker) -> None:
+    def __init__(self, namespace: str, broker: Broker) -> None:
         self.commands, self.replies = commands_channel(namespace, "parcels"), replies_channel(namespace)
         self._namespace = namespace
         self._broker = broker
@@ -231,7 +256,7 @@ class Wire:
     async def send(self, *commands: Command) -> None:
         bodies = [encode_command(each, _json(each.data)) for each in commands]
         for outcome in self._broker.publish(
-            [OutMessage(self.commands, each, CONTENT_TYPE) for each in bodies]
+            [OutMessage(self.commands, each, CONTENT_TYPE, key="k") for each in bodies]
         ):
             await outcome
 
@@ -260,12 +285,13 @@ def _json(data: Any) -> bytes:
 
 
 @pytest.fixture
-async def wire(node: Node, rabbitmq_url: str) -> AsyncIterator[Wire]:
+async def wire(node: Node, broker_url: str) -> AsyncIterator[Wire]:
     spawner = TaskSpawner()
-    broker = RabbitMQBroker(rabbitmq_url, spawner=spawner)
+    kind = KafkaBroker if broker_url.startswith("kafka:") else RabbitMQBroker
+    broker: Broker = kind(broker_url, spawner=spawner)
     made = Wire(node.namespace, broker)
     await made.open()
-    await node.start(rabbitmq_url)
+    await node.start(broker_url)
     yield made
     await broker.close()
     await spawner.close()
