@@ -6,19 +6,29 @@ with start_postgres() as server:
 """
 
 from devservices.base import NotControllable, Origin, Service, Unavailable
+from devservices.mariadb import LocalMariaDb, MariaDb
+from devservices.mysql import LocalMySql, MySql
+from devservices.mysqlserver import MySqlServer
 from devservices.postgres import LocalPostgres, Postgres
-from devservices.provide import start_postgres, start_rabbitmq
+from devservices.provide import start_mariadb, start_mysql, start_postgres, start_rabbitmq
 from devservices.rabbitmq import LocalRabbitMq, RabbitMq
 
 __all__ = [
+    "LocalMariaDb",
+    "LocalMySql",
     "LocalPostgres",
     "LocalRabbitMq",
+    "MariaDb",
+    "MySql",
+    "MySqlServer",
     "NotControllable",
     "Origin",
     "Postgres",
     "RabbitMq",
     "Service",
     "Unavailable",
+    "start_mariadb",
+    "start_mysql",
     "start_postgres",
     "start_rabbitmq",
 ]

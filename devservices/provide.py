@@ -8,12 +8,19 @@ from typing import Final, TypeVar
 
 from devservices import docker
 from devservices.base import Origin, Service, Unavailable
+from devservices.mariadb import LocalMariaDb, MariaDb
+from devservices.mysql import LocalMySql, MySql
 from devservices.postgres import LocalPostgres, Postgres
 from devservices.rabbitmq import LocalRabbitMq, RabbitMq
 
 _Kind = TypeVar("_Kind", bound=Service)
 
-URL_VARIABLES: Final = {"postgres": "SAGA_TEST_POSTGRES_URL", "rabbitmq": "SAGA_TEST_RABBITMQ_URL"}
+URL_VARIABLES: Final = {
+    "mariadb": "SAGA_TEST_MARIADB_URL",
+    "mysql": "SAGA_TEST_MYSQL_URL",
+    "postgres": "SAGA_TEST_POSTGRES_URL",
+    "rabbitmq": "SAGA_TEST_RABBITMQ_URL",
+}
 
 
 def start_postgres() -> Postgres:
@@ -26,7 +33,22 @@ def start_rabbitmq() -> RabbitMq:
     return _provide("rabbitmq", lambda url: RabbitMq(url, Origin.URL), docker.docker_rabbitmq, LocalRabbitMq)
 
 
-PROVIDERS: Final[dict[str, Callable[[], Service]]] = {"postgres": start_postgres, "rabbitmq": start_rabbitmq}
+def start_mariadb() -> MariaDb:
+    """Return a running MariaDB; raise Unavailable, saying what was tried, if there is none to be had."""
+    return _provide("mariadb", lambda url: MariaDb(url, Origin.URL), docker.docker_mariadb, LocalMariaDb)
+
+
+def start_mysql() -> MySql:
+    """Return a running MySQL; raise Unavailable, saying what was tried, if there is none to be had."""
+    return _provide("mysql", lambda url: MySql(url, Origin.URL), docker.docker_mysql, LocalMySql)
+
+
+PROVIDERS: Final[dict[str, Callable[[], Service]]] = {
+    "mariadb": start_mariadb,
+    "mysql": start_mysql,
+    "postgres": start_postgres,
+    "rabbitmq": start_rabbitmq,
+}
 
 
 def _provide(
