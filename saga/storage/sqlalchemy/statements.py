@@ -15,7 +15,9 @@ from sqlalchemy import (
     BindParameter,
     Connection,
     Insert,
+    Select,
     Table,
+    Update,
     bindparam,
     delete,
     func,
@@ -35,6 +37,7 @@ from saga.storage.base import (
     Changes,
     HistoryRow,
     IncidentRow,
+    Lease,
     Loaded,
     MovedRow,
     NewInstance,
@@ -64,8 +67,8 @@ LOAD: Final = (
     )
     .where(_i.namespace == _NAMESPACE, _i.run_id.in_(_RUNS))
     .order_by(_i.run_id)
-    .with_for_update()
 )
+LOAD_LOCKED: Final = LOAD.with_for_update()
 KNOWN: Final = select(_i.run_id, _i.created_at, _i.closed_at).where(
     _i.namespace == _NAMESPACE, _i.run_id.in_(_RUNS)
 )
@@ -122,7 +125,7 @@ class Statements:
         self, connection: Connection, run_ids: Collection[UUID], *, lock: bool = False
     ) -> dict[UUID, Loaded]:
         """Load instances; `lock` takes them in id order (PG-8)."""
-        rows = connection.execute(LOAD, self._these(run_ids)).all()
+        rows = connection.execute(LOAD_LOCKED if lock else LOAD, self._these(run_ids)).all()
         now = self.now(connection)
         return {
             row.run_id: Loaded(
@@ -151,6 +154,8 @@ class Statements:
 
     # --- writing ------------------------------------------------------------------------------
 
+    writers = 1
+    """How many batches it is worth to have under way at a time."""
     writes_at_once = False
     """Whether `write` checks versions and writes in one statement, so that rows need not be locked when loaded."""
 
@@ -331,8 +336,8 @@ class Statements:
         P31: a run id that is there already is this same start, run again, and counts as inserted.
         """
         now = self.now(connection)
-        for row in changes.new:
-            self._insert_new(connection, row, now)
+        if changes.new:
+            self._insert_new(connection, changes.new, now)
         runs = self._these([row.run_id for row in changes.new])
         there = frozenset(connection.execute(KNOWN, runs).scalars())
         fresh = self._without_history(connection, there)
@@ -344,23 +349,40 @@ class Statements:
         seen = connection.execute(STARTED, self._these(run_ids)).scalars()
         return frozenset(run_ids) - frozenset(seen)
 
-    def _insert_new(self, connection: Connection, row: NewInstance, now: datetime) -> None:
-        fields = row._asdict()
-        wakeup_ms = fields.pop("wakeup_ms")
-        connection.execute(
-            self.insert_ignore(t.instance).values(
-                namespace=self.namespace,
-                version=1,
-                created_at=now,
-                closed_at=now if wakeup_ms is None else None,
-                wakeup_at=wakeup(now, wakeup_ms),
-                **fields,
+    def _insert_new(self, connection: Connection, rows: Sequence[NewInstance], now: datetime) -> None:
+        """Insert instances in the order of their ids, so that two processes at once do not deadlock."""
+        values = []
+        for row in sorted(rows, key=lambda row: (row.saga, row.saga_id)):
+            fields = row._asdict()
+            wakeup_ms = fields.pop("wakeup_ms")
+            values.append(
+                {
+                    "namespace": self.namespace,
+                    "version": 1,
+                    "created_at": now,
+                    "closed_at": now if wakeup_ms is None else None,
+                    "wakeup_at": wakeup(now, wakeup_ms),
+                    **fields,
+                }
             )
-        )
+        connection.execute(self.insert_ignore(t.instance), values)
 
     def insert_ignore(self, table: Table) -> Insert:
         """Return an INSERT that leaves out rows whose key is there; what happened is told by the row count."""
         return sqlite_insert(table).on_conflict_do_nothing()
+
+    def as_committed(self, query: Select[Any]) -> Select[Any]:
+        """Return a query that sees what is committed, also in a caller's transaction with a snapshot of its own."""
+        return query
+
+    # --- leases -------------------------------------------------------------------------------
+
+    def take_leases(
+        self, connection: Connection, take: Update, names: Collection[str], owner: UUID
+    ) -> list[Lease]:
+        """Run the update that takes and renews leases of these names; return those that `owner` holds then."""
+        row = t.lease.c
+        return [Lease(*each) for each in connection.execute(take.returning(row.name, row.epoch))]
 
     # --- polling ------------------------------------------------------------------------------
 
