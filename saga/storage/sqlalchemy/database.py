@@ -153,13 +153,20 @@ class Database:
         """
         if self._threads is None:
             pool = {"pool_size": connections, "max_overflow": 0, "pool_timeout": STATEMENT_SECONDS}
-            if self.writer is not None:
-                self._threads = threadengine.sqlite(self.url, busy_seconds=STATEMENT_SECONDS, **pool)
-                take, give_back = threadengine.turns(self.writer, asyncio.get_running_loop())
-                _queue_writers(self._threads, take, give_back)
-            elif self._server is not None:
-                self._threads = self._server.thread_engine(self.url, **pool)
+            self._threads = (
+                self._sqlite_thread_engine(pool)
+                if self._server is None
+                else self._server.thread_engine(self.url, **pool)
+            )
         return self._threads
+
+    def _sqlite_thread_engine(self, pool: dict[str, Any]) -> Engine:
+        writer = self.writer
+        assert writer is not None
+        engine = threadengine.sqlite(self.url, busy_seconds=STATEMENT_SECONDS, **pool)
+        take, give_back = threadengine.turns(writer, asyncio.get_running_loop())
+        _queue_writers(engine, take, give_back)
+        return engine
 
     @property
     def place(self) -> str:

@@ -37,7 +37,7 @@ def arguments(told: str, *, connect_seconds: float, answer_seconds: float) -> di
     """Return the arguments of an asynchronous connection. `told` is the statement that it begins with."""
 
     async def connect(**named: Any) -> BoundedConnection:
-        connection = BoundedConnection(**named)
+        connection = BoundedConnection(**named)  # type: ignore[no-untyped-call]
         async with asyncio.timeout(connect_seconds):  # the driver's own ends when there is a socket
             await connection.connect()
         return connection
@@ -72,15 +72,19 @@ def bound(engine: Engine) -> None:
         return BoundedThreadConnection(*arguments, **named)
 
 
-class QuietCursor(asyncmy.cursors.Cursor):  # type: ignore[misc]  # compiled, without types
+class QuietCursor(asyncmy.cursors.Cursor):
     """A cursor that does not ask for warnings: the driver would log their texts, with values of rows (SQL-9)."""
 
     async def _show_warnings(self, conn: Any) -> None:
         pass
 
 
-class BoundedConnection(asyncmy.connection.Connection):  # type: ignore[misc]  # compiled, without types
+class BoundedConnection(asyncmy.connection.Connection):
     """A connection of the loop."""
+
+    # the driver has them, and its stubs do not
+    _transport: asyncio.Transport | None
+    _stream_broken: bool
 
     def is_closed(self) -> bool:
         """Whether it is dead, as far as it is known without a question to the server."""
@@ -96,7 +100,7 @@ class BoundedConnection(asyncmy.connection.Connection):  # type: ignore[misc]  #
         self.close()
 
 
-class BoundedThreadConnection(pymysql.connections.Connection):
+class BoundedThreadConnection(pymysql.connections.Connection):  # type: ignore[misc]  # has no types
     """A connection of threads."""
 
     def is_closed(self) -> bool:

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from sqlalchemy import Connection, delete, select
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from saga.storage.base import ParkedRow
 from saga.storage.sqlalchemy import tables as t
+from saga.storage.sqlalchemy.coordinator import statements_for
 from saga.storage.sqlalchemy.database import Database
 
 
@@ -21,9 +20,8 @@ class SqlParkingStore:
     def __init__(self, database: Database, namespace: str) -> None:
         self._database = database
         self._namespace = namespace
-        insert = sqlite_insert if database.dialect == "sqlite" else postgresql_insert
         # P3: ids are made before the first try, so a rerun after a lost COMMIT answer inserts nothing twice
-        self._insert = insert(t.parked).on_conflict_do_nothing()
+        self._insert = statements_for(database, namespace).insert_ignore(t.parked)
 
     async def park(self, rows: Sequence[ParkedRow]) -> None:
         """Store messages; returns after the commit."""

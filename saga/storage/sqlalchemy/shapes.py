@@ -148,7 +148,7 @@ class _MySQLReading(_Reading):
     def keeps_checks(self) -> bool:
         """Before 8.0.16 MySQL reads them and forgets them."""
         server: Any = self.dialect
-        return server.is_mariadb or server.server_version_info >= (8, 0, 16)
+        return bool(server.is_mariadb or server.server_version_info >= (8, 0, 16))
 
 
 def _reading(dialect: Dialect) -> _Reading:
