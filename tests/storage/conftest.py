@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from sqlalchemy import Connection, make_url
 
+from devservices import MySqlServer, Postgres
 from saga.clock import SystemClock, SystemIds, TaskSpawner
 from saga.storage.sqlalchemy import schema
 from saga.storage.sqlalchemy.database import Database
@@ -24,6 +25,7 @@ POSTGRES = "postgres-rabbitmq"
 MYSQL = ("mariadb", "mysql")
 URLS = {"sqlite": "sqlite_url", POSTGRES: "postgres_url", "mariadb": "mariadb_url", "mysql": "mysql_url"}
 """Stack to the fixture that gives an empty database."""
+SERVERS = {POSTGRES: "postgres_server", "mariadb": "mariadb_server", "mysql": "mysql_server"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -59,6 +61,13 @@ def postgres_url(postgres_url: str, driver: str) -> str:
 def url(stack: str, driver: str, request: pytest.FixtureRequest) -> str:
     """The address of an empty database."""
     return str(request.getfixturevalue(URLS[stack]))
+
+
+@pytest.fixture
+def server(stack: str, request: pytest.FixtureRequest) -> Postgres | MySqlServer:
+    """The server on which this test's database is."""
+    server: Postgres | MySqlServer = request.getfixturevalue(SERVERS[stack])
+    return server
 
 
 @pytest.fixture

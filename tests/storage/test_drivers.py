@@ -45,6 +45,7 @@ from saga.storage.sqlalchemy.outbox import SqlOutboxStore
 from saga.storage.sqlalchemy.parking import SqlParkingStore
 from saga.storage.sqlalchemy.postgresql import PostgreSQLStatements
 from saga.storage.sqlalchemy.postgresql_queue import PostgreSQLQueueStatements
+from saga.storage.sqlalchemy.serverchecks import check_server
 from saga.uuids import uuid_of
 
 T = TypeVar("T")
@@ -238,7 +239,7 @@ def step(function: Callable[[Life, Connection], object]) -> Callable[[Life], Awa
 STEPS: dict[str, Callable[[Life], Awaitable[object]]] = {
     "schema check": step(lambda _, c: schema.check(c)),
     "schema indexes": step(lambda _, c: schema.restore_indexes(c)),
-    "schema server": step(lambda _, c: schema.check_server(c, SystemClock())),
+    "schema server": step(lambda _, c: check_server(c, SystemClock())),
     "schema upgrade again": step(lambda _, c: schema.upgrade(c)),
     "register": lambda life: life.coordinator.register(
         [("transfer", 1, "f", AWKWARD), ("other", 2, "g", "{}")]

@@ -31,7 +31,8 @@ def shapes(connection: Connection) -> dict[object, str]:
         if connection.dialect.name == "postgresql"
         else None
     )
-    return dict(actual(connection, where))
+    found: dict[object, str] = {**actual(connection, where)}
+    return found
 
 
 @pytest.mark.feature("G-09")

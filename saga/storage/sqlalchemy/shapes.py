@@ -59,7 +59,7 @@ def actual(connection: Connection, schema: str | None) -> dict[Part, str]:
     inspector, shapes = inspect(connection), dict[Part, str]()
     dialect, ours = connection.dialect, list(metadata.tables)
     reading = _reading(dialect)
-    numbered = reading.numbered(connection)
+    numbered, collations = reading.numbered(connection), reading.collations(connection)
     for (_, table), columns in inspector.get_multi_columns(schema=schema, filter_names=ours).items():
         shapes[Part(table, TABLE)] = ""
         for column in columns:
@@ -68,7 +68,7 @@ def actual(connection: Connection, schema: str | None) -> dict[Part, str]:
                 bool(column.get("autoincrement")) if numbered is None else name == "id" and table in numbered
             )
             shapes[Part(table, "column", name)] = _column_shape(
-                reading.type_of(column["type"]), nullable, counts
+                _collated(reading.type_of(column["type"]), collations.get((table, name))), nullable, counts
             )
             if name not in metadata.tables[table].columns and not nullable and column["default"] is None:
                 shapes[Part(table, FOREIGN, name)] = ""
@@ -118,6 +118,10 @@ class _Reading:
         """Return the tables that number their rows, None where reflection tells."""
         return None
 
+    def collations(self, _connection: Connection) -> dict[tuple[str, str], str]:
+        """Return how the columns of texts compare, by table and column, where reflection tells only what is unusual."""
+        return {}
+
 
 class _SqliteReading(_Reading):
     def key_name(self, table: Table) -> str | None:
@@ -139,6 +143,15 @@ class _MySQLReading(_Reading):
             r" CHARACTER SET \w+|(?<=INT)\(\d+\)|(?<=INTEGER)\(\d+\)", "", type_.compile(self.dialect)
         )
 
+    def collations(self, connection: Connection) -> dict[tuple[str, str], str]:
+        rows = connection.execute(
+            text(
+                "SELECT table_name, column_name, collation_name FROM information_schema.columns"
+                " WHERE table_schema = DATABASE() AND collation_name IS NOT NULL"
+            )
+        )
+        return {(table, column): collation for table, column, collation in rows}
+
     def key_name(self, table: Table) -> str | None:
         return None
 
@@ -149,6 +162,11 @@ class _MySQLReading(_Reading):
         """Before 8.0.16 MySQL reads them and forgets them."""
         server: Any = self.dialect
         return bool(server.is_mariadb or server.server_version_info >= (8, 0, 16))
+
+
+def _collated(type_: str, collation: str | None) -> str:
+    """Return a type with its collation."""
+    return type_ if collation is None else f"{type_.partition(' COLLATE ')[0]} COLLATE {collation}"
 
 
 def _reading(dialect: Dialect) -> _Reading:
