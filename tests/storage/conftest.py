@@ -1,7 +1,8 @@
 """A database on each stack: an empty one by its address, and one with our tables in it.
 
 A test that takes `stack` runs on every database, one that takes `server_url` (and what is made of it) on those that are
-servers. A module with `DRIVERS` has its tests on PostgreSQL run on each of them.
+servers. A module with `DRIVERS` has its tests on PostgreSQL run on each of them, one with `STACKS` runs on
+these alone.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         both = [*((POSTGRES, driver) for driver in drivers), *((stack, "") for stack in MYSQL)]
         if "server_url" not in metafunc.fixturenames:
             both.insert(0, ("sqlite", ""))
+        both = [each for each in both if each[0] in getattr(metafunc.module, "STACKS", URLS)]
         ids = ["-".join(filter(None, (stack, driver.replace(ASYNCPG, "")))) for stack, driver in both]
         metafunc.parametrize(("stack", "driver"), both, ids=ids)
     elif "postgres_url" in metafunc.fixturenames and len(drivers) > 1:
