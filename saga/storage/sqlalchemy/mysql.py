@@ -21,7 +21,6 @@ from sqlalchemy import (
     Table,
     Update,
     bindparam,
-    delete,
     insert,
     select,
     text,
@@ -29,7 +28,7 @@ from sqlalchemy import (
 
 from saga.storage.base import Lease, MovedRow, OutboxRow, StoredRow
 from saga.storage.sqlalchemy import tables as t
-from saga.storage.sqlalchemy.statements import Fenced, Statements, queue_row
+from saga.storage.sqlalchemy.statements import LOAD, Fenced, Statements, queue_row
 from saga.storage.sqlalchemy.types import UtcDateTime
 
 STATEMENT_BYTES: Final = 900_000
@@ -47,7 +46,7 @@ UPDATE JSON_TABLE(:moved, '$[*]' COLUMNS (
          run_id char(32) PATH '$.run_id', expected int PATH '$.expected', was varchar(40) PATH '$.was',
          version int PATH '$.version', status varchar(40) PATH '$.status', state mediumtext PATH '$.state',
          wakeup_ms bigint PATH '$.wakeup_ms', result longtext PATH '$.result')) AS u
-       STRAIGHT_JOIN saga_instance AS i
+       STRAIGHT_JOIN saga_instance AS i FORCE INDEX (PRIMARY)
        ON i.namespace = :namespace AND i.run_id = UNHEX(u.run_id) AND i.version = u.expected AND i.status = u.was
    SET i.version = u.version, i.status = u.status, i.state = u.state, i.result = FROM_BASE64(u.result),
        i.wakeup_at = i.created_at + INTERVAL u.wakeup_ms * 1000 MICROSECOND,
@@ -56,19 +55,24 @@ UPDATE JSON_TABLE(:moved, '$[*]' COLUMNS (
 
 WAKE: Final = text("""
 UPDATE JSON_TABLE(:woken, '$[*]' COLUMNS (run_id char(32) PATH '$.run_id', wakeup_ms bigint PATH '$.wakeup_ms')) AS u
-       STRAIGHT_JOIN saga_instance AS i
+       STRAIGHT_JOIN saga_instance AS i FORCE INDEX (PRIMARY)
        ON i.namespace = :namespace AND i.run_id = UNHEX(u.run_id) AND i.closed_at IS NULL
    SET i.wakeup_at = i.created_at + INTERVAL u.wakeup_ms * 1000 MICROSECOND
 """)
 
+# What locks goes by the key, however small the table is: a scan would lock rows of others on its way, or wait for them.
+_BY_KEY: Final = "FORCE INDEX (PRIMARY)"
+LOAD_LOCKED: Final = LOAD.with_hint(t.instance, _BY_KEY).with_for_update()
 _FREE: Final = (
     select(_o.id)
+    .with_hint(t.outbox, _BY_KEY)
     .where(_o.namespace == bindparam("b_namespace"), _o.id.in_(bindparam("b_ids", expanding=True)))
     .with_for_update(skip_locked=True)
 )
-_DELETE: Final = delete(t.outbox).where(
-    _o.namespace == bindparam("b_namespace"), _o.id.in_(bindparam("b_ids", expanding=True))
-)
+_DELETE: Final = text("""
+DELETE o FROM JSON_TABLE(:ids, '$[*]' COLUMNS (id bigint PATH '$')) AS k
+       STRAIGHT_JOIN saga_outbox AS o FORCE INDEX (PRIMARY) ON o.id = k.id AND o.namespace = :namespace
+""")
 # The first number of a statement is known; what others inserted meanwhile may stand between ours.
 _NUMBERED: Final = select(_o.id, _o.message_id).where(
     _o.namespace == bindparam("b_namespace"),
@@ -97,6 +101,8 @@ class MySQLStatements(Statements):
     """The same port calls."""
 
     writers = 2
+
+    load_locked = LOAD_LOCKED
 
     def now(self, connection: Connection) -> datetime:
         now: datetime = connection.execute(NOW).scalar_one()
@@ -153,7 +159,7 @@ class MySQLStatements(Statements):
         # two statements: a DELETE with such a subquery waits for what the subquery would skip
         sought = {"b_namespace": self.namespace, "b_ids": sorted(ids)}
         if free := connection.execute(_FREE, sought).scalars().all():
-            connection.execute(_DELETE, sought | {"b_ids": free})
+            connection.execute(_DELETE, {"namespace": self.namespace, "ids": json.dumps(list(free))})
 
     def take_leases(
         self, connection: Connection, take: Update, names: Collection[str], owner: UUID

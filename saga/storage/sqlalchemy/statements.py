@@ -68,7 +68,6 @@ LOAD: Final = (
     .where(_i.namespace == _NAMESPACE, _i.run_id.in_(_RUNS))
     .order_by(_i.run_id)
 )
-LOAD_LOCKED: Final = LOAD.with_for_update()
 KNOWN: Final = select(_i.run_id, _i.created_at, _i.closed_at).where(
     _i.namespace == _NAMESPACE, _i.run_id.in_(_RUNS)
 )
@@ -116,6 +115,8 @@ class Statements:
         """Return database time."""
         return self.clock.now()
 
+    load_locked = LOAD.with_for_update()
+
     def _these(self, run_ids: Collection[UUID]) -> dict[str, Any]:
         return {"b_namespace": self.namespace, "b_runs": sorted(run_ids)}
 
@@ -125,7 +126,7 @@ class Statements:
         self, connection: Connection, run_ids: Collection[UUID], *, lock: bool = False
     ) -> dict[UUID, Loaded]:
         """Load instances; `lock` takes them in id order (PG-8)."""
-        rows = connection.execute(LOAD_LOCKED if lock else LOAD, self._these(run_ids)).all()
+        rows = connection.execute(self.load_locked if lock else LOAD, self._these(run_ids)).all()
         now = self.now(connection)
         return {
             row.run_id: Loaded(
