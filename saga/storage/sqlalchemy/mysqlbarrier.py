@@ -7,6 +7,7 @@ way (MDB-4).
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Sequence
 from typing import Final
 from uuid import UUID
@@ -21,17 +22,21 @@ _KEYS: Final = (
 )
 _INSERT: Final = (
     "INSERT IGNORE INTO saga_barrier"
-    " (namespace, run_id, step, iteration, round, direction, outcome, reply, decided_at) VALUES "
+    " (namespace, run_id, step, iteration, round, direction, outcome, reply, decided_at) "
 )
 
 
 class MySQLBarrier:
     """What is inserted tells by row count, and nothing returns it."""
 
-    INSERT_ONE: Final = _INSERT + "(%s, %s, %s, %s, %s, %s, %s, %s, UTC_TIMESTAMP(6))"
-    # both drivers make one statement of the rows of this form, whose values are all bound
-    INSERT: Final = _INSERT + "(%s, %s, %s, %s, %s, %s, %s, %s, %s)"
-    NOW: Final = "SELECT UTC_TIMESTAMP(6)"
+    INSERT_ONE: Final = _INSERT + "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, UTC_TIMESTAMP(6))"
+    # what a row does not have is NULL, while null itself is an error on MySQL
+    INSERT: Final = (
+        _INSERT + "SELECT %s, UNHEX(r.run_id), r.step, r.iteration, r.round, r.direction, r.outcome,"
+        " FROM_BASE64(r.reply), UTC_TIMESTAMP(6) FROM JSON_TABLE(%s, '$[*]' COLUMNS (run_id char(32) PATH '$[0]',"
+        " step varchar(255) PATH '$[1]', iteration int PATH '$[2]', round int PATH '$[3]',"
+        " direction varchar(40) PATH '$[4]', outcome varchar(40) PATH '$[5]', reply longtext PATH '$[6]')) AS r"
+    )
     SAVEPOINT: Final = "SAVEPOINT saga_barrier"
     BACK: Final = "ROLLBACK TO SAVEPOINT saga_barrier"
     SELECT: Final = (
@@ -64,9 +69,8 @@ class MySQLBarrier:
         if not rows:
             return set()
         connection.exec_driver_sql(self.SAVEPOINT)
-        now = connection.exec_driver_sql(self.NOW).scalar_one()
-        values = [(*self._key(row.key), row.outcome, row.reply, now) for row in rows]
-        inserted = connection.exec_driver_sql(self.INSERT, values).rowcount
+        listed = json.dumps([_listed(row) for row in rows])
+        inserted = connection.exec_driver_sql(self.INSERT, (self._namespace, listed)).rowcount
         if inserted == len(rows):
             return {row.key for row in rows}
         if inserted == 0:
@@ -96,3 +100,8 @@ class MySQLBarrier:
 
     def _key(self, key: BarrierKey) -> tuple[str, bytes, str, int, int, str]:
         return self._namespace, key.run_id.bytes, *key[1:]
+
+
+def _listed(row: BarrierRow) -> list[str | int]:
+    reply = [] if row.reply is None else [b64encode(row.reply).decode()]
+    return [row.key.run_id.hex, *row.key[1:], row.outcome, *reply]
