@@ -552,11 +552,11 @@ async def test_mysql_connections_that_cannot_be_made(mysql_address: URL, driver:
     refused = await provoke_mysql(driver, mysql_address.set(port=1), "SELECT 1")
     assert (code(refused), classify(refused), is_refusal(refused)) == (2003, Failure.LOST, False)
 
-    for change, number in (
-        ({"database": "no_such_database"}, 1049),
-        ({"username": "nobody", "password": "wrong"}, 1045),
+    for address, number in (
+        (mysql_address.set(database="no_such_database"), 1049),
+        (mysql_address.set(username="nobody", password="wrong"), 1045),
     ):
-        error = await provoke_mysql(driver, mysql_address._replace(**change), "SELECT 1")
+        error = await provoke_mysql(driver, address, "SELECT 1")
         assert (code(error), classify(error), is_refusal(error)) == (number, Failure.FATAL, True)
 
 

@@ -31,8 +31,8 @@ def shapes(connection: Connection) -> dict[object, str]:
         if connection.dialect.name == "postgresql"
         else None
     )
-    found: dict[object, str] = {**actual(connection, where)}
-    return found
+    found = actual(connection, where)
+    return {part: found[part] for part in found}
 
 
 @pytest.mark.feature("G-09")

@@ -64,7 +64,8 @@ def async_url(url: str | URL) -> URL:
     except (ArgumentError, ValueError):
         # their texts quote the address; a password with an @ in it would be shown
         raise ConfigurationError(
-            "The database address cannot be read; it looks like postgresql://user:password@host/name, mysql://... or sqlite:///file."
+            "The database address cannot be read; it looks like postgresql://user:password@host/name, mysql://... "
+            "or sqlite:///file."
         ) from None
     if parsed.drivername not in _DRIVERS:
         known = ", ".join(sorted(_DRIVERS))

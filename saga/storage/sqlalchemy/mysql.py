@@ -79,6 +79,7 @@ _NUMBERED: Final = select(_o.id, _o.message_id).where(
     _o.id >= bindparam("b_first"),
     _o.message_id.in_(bindparam("b_messages", expanding=True)),
 )
+# lint: allow namespace because a queue serves many
 _QUEUED: Final = select(_q.id, _q.message_id).where(
     _q.id >= bindparam("b_first"), _q.message_id.in_(bindparam("b_messages", expanding=True))
 )
