@@ -91,12 +91,12 @@ demo: $(DEMO_READY) ## run the money transfer's scenarios: make demo, make demo 
 endif
 
 .PHONY: test test-slow test-again
-test: $(READY) ## provide PostgreSQL, RabbitMQ and Kafka if possible and run the tests: make test ARGS='-k outbox'
-	@$(PY) -m devservices ensure postgres rabbitmq kafka $(if $(CI),,|| true)
+test: $(READY) ## provide all servers if possible and run the tests: make test ARGS='-k outbox'
+	@$(PY) -m devservices ensure postgres mariadb mysql rabbitmq kafka $(if $(CI),,|| true)
 	@$(call PYTEST,4) -m "not slow" $(ARGS)
 
 test-slow: $(READY) ## the same for those of more than ten seconds each: kills under load, demos, other programs
-	@$(PY) -m devservices ensure postgres rabbitmq kafka $(if $(CI),,|| true)
+	@$(PY) -m devservices ensure postgres mariadb mysql rabbitmq kafka $(if $(CI),,|| true)
 	@$(call PYTEST,3) -m slow $(ARGS)
 
 test-again: $(READY) ## what failed last, once more and one at a time
@@ -106,7 +106,7 @@ test-again: $(READY) ## what failed last, once more and one at a time
 
 .PHONY: features
 features: $(READY) ## run all tests, write build/features.json and list which rows of features.md are open
-	@$(PY) -m devservices ensure postgres rabbitmq kafka || true
+	@$(PY) -m devservices ensure postgres mariadb mysql rabbitmq kafka || true
 	@mkdir -p build
 	@$(call PYTEST,3) -q --features-json=build/features.json $(ARGS) || echo "features: some tests failed, see above"
 	@$(PY) -m tests.plugins.features build/features.json

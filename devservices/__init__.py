@@ -7,15 +7,23 @@ with start_postgres() as server:
 
 from devservices.base import NotControllable, Origin, Service, Unavailable
 from devservices.kafka import Kafka, LocalKafka
+from devservices.mariadb import LocalMariaDb, MariaDb
+from devservices.mysql import LocalMySql, MySql
+from devservices.mysqlserver import MySqlServer
 from devservices.postgres import LocalPostgres, Postgres
-from devservices.provide import start_kafka, start_postgres, start_rabbitmq
+from devservices.provide import start_kafka, start_mariadb, start_mysql, start_postgres, start_rabbitmq
 from devservices.rabbitmq import LocalRabbitMq, RabbitMq
 
 __all__ = [
     "Kafka",
     "LocalKafka",
+    "LocalMariaDb",
+    "LocalMySql",
     "LocalPostgres",
     "LocalRabbitMq",
+    "MariaDb",
+    "MySql",
+    "MySqlServer",
     "NotControllable",
     "Origin",
     "Postgres",
@@ -23,6 +31,8 @@ __all__ = [
     "Service",
     "Unavailable",
     "start_kafka",
+    "start_mariadb",
+    "start_mysql",
     "start_postgres",
     "start_rabbitmq",
 ]

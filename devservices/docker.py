@@ -12,11 +12,15 @@ from urllib.parse import urlsplit
 
 from devservices.base import Origin, Unavailable
 from devservices.kafka import VERSION, Kafka, wait_for_brokers
+from devservices.mariadb import MariaDb
+from devservices.mysql import MySql
 from devservices.postgres import Postgres
 from devservices.processes import free_port
 from devservices.rabbitmq import RabbitMq
 
 _POSTGRES_IMAGE = "postgres:17-alpine"
+_MARIADB_IMAGE = "mariadb:11.8"
+_MYSQL_IMAGE = "mysql:8.4"
 _RABBITMQ_IMAGE = "rabbitmq:4-alpine"
 _KAFKA_IMAGE = f"apache/kafka:{VERSION}"
 _KAFKA_PORT = 9092
@@ -68,6 +72,28 @@ def docker_postgres() -> Postgres:
     return server
 
 
+def docker_mariadb() -> MariaDb:
+    """Start MariaDB in a container."""
+    return _DockerMariaDb(*_mysql_container(_MARIADB_IMAGE))
+
+
+def docker_mysql() -> MySql:
+    """Start MySQL in a container."""
+    return _DockerMySql(*_mysql_container(_MYSQL_IMAGE))
+
+
+def _mysql_container(image: str) -> tuple[str, Callable[[], None]]:
+    """Start a server of either kind; return its administrator's address, and how to end it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from testcontainers.mysql import MySqlContainer
+
+        container = MySqlContainer(image)
+        _start(container)
+    host, port = container.get_container_host_ip(), container.get_exposed_port(container.port)
+    return f"mysql://root:{container.root_password}@{host}:{port}/mysql", container.stop
+
+
 def docker_rabbitmq() -> RabbitMq:
     """Start RabbitMQ in a container."""
     with warnings.catch_warnings():
@@ -114,6 +140,24 @@ def docker_kafka() -> Kafka:
 
 
 class _DockerPostgres(Postgres):
+    def __init__(self, url: str, end: Callable[[], None]) -> None:
+        self._end = end
+        super().__init__(url, Origin.DOCKER)
+
+    def close(self) -> None:
+        self._end()
+
+
+class _DockerMariaDb(MariaDb):
+    def __init__(self, url: str, end: Callable[[], None]) -> None:
+        self._end = end
+        super().__init__(url, Origin.DOCKER)
+
+    def close(self) -> None:
+        self._end()
+
+
+class _DockerMySql(MySql):
     def __init__(self, url: str, end: Callable[[], None]) -> None:
         self._end = end
         super().__init__(url, Origin.DOCKER)

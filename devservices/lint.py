@@ -266,7 +266,11 @@ _QUERIES: Final = {"select", "update", "delete"}
 _RAW_QUERY: Final = re.compile(r"\b(FROM|UPDATE|JOIN)\s+saga_\w", re.IGNORECASE)
 
 
-_BY_CHANNEL: Final = ("saga/storage/sqlalchemy/queue.py", "saga/storage/sqlalchemy/postgresql_queue.py")
+_BY_CHANNEL: Final = (
+    "saga/storage/sqlalchemy/queue.py",
+    "saga/storage/sqlalchemy/mysql_queue.py",
+    "saga/storage/sqlalchemy/postgresql_queue.py",
+)
 """The database broker's tables have no namespace: a broker serves many, and each channel's name bears its own."""
 
 

@@ -1,4 +1,4 @@
-"""Installs the Debian packages of servers that can be had in no other way."""
+"""Installs the programs of servers that can be had in no other way: Debian packages, for MySQL with an artefact."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from devservices import docker, kafka, postgres, rabbitmq
+from devservices import docker, kafka, mariadb, mysql, postgres, rabbitmq
 from devservices.base import Unavailable
 from devservices.provide import URL_VARIABLES
 
@@ -19,9 +19,13 @@ from devservices.provide import URL_VARIABLES
 class _Programs:
     find: Callable[[], Path]
     packages: tuple[str, ...]
+    fetch: Callable[[], None] | None = None
+    """What is to be done after the packages are there."""
 
 
 _PROGRAMS: Final = {
+    "mariadb": _Programs(mariadb.find_programs, ("mariadb-server-core",)),
+    "mysql": _Programs(mysql.find_programs, ("libaio1",), mysql.install),
     "postgres": _Programs(postgres.find_programs, ("postgresql",)),
     "rabbitmq": _Programs(rabbitmq.find_programs, ("rabbitmq-server",)),
     # the broker itself is no package: Maven fetches it into the user's cache
@@ -35,9 +39,12 @@ def ensure(names: list[str]) -> list[str]:
     if not missing:
         return []
     packages = [package for name in missing for package in _PROGRAMS[name].packages]
-    problem = _install(packages)
+    problem = _install([package for package in packages if not _installed(package)])
+    problems = {name: problem or _fetch(name) for name in missing}
     return [
-        f"{name}: {problem or 'still missing after the installation'}" for name in missing if not _found(name)
+        f"{name}: {problems[name] or 'still missing after the installation'}"
+        for name in missing
+        if not _found(name)
     ]
 
 
@@ -53,8 +60,34 @@ def _found(name: str) -> bool:
     return True
 
 
+def _fetch(name: str) -> str | None:
+    """Do what remains after the packages; return the reason if that cannot be done."""
+    fetch = _PROGRAMS[name].fetch
+    try:
+        if fetch is not None:
+            fetch()
+    except Unavailable as error:
+        return str(error)
+    return None
+
+
+def _installed(package: str) -> bool:
+    """Whether a package is there, as far as that can be told."""
+    if shutil.which("dpkg-query") is None:
+        return False
+    told = subprocess.run(
+        ["dpkg-query", "-W", "-f", "${db:Status-Status}", package],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return told.stdout == "installed"
+
+
 def _install(packages: list[str]) -> str | None:
     """Install packages; return the reason if that cannot be done."""
+    if not packages:
+        return None
     wanted, variables = " ".join(packages), ", ".join(URL_VARIABLES.values())
     if shutil.which("apt-get") is None:
         return f"this machine has no apt-get; install {wanted} by hand or give the addresses in {variables}"

@@ -19,7 +19,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import asyncpg
 
 from devservices.base import NotControllable, Origin, Service, Unavailable
-from devservices.processes import ServerProcess, free_port, guard
+from devservices.processes import ServerProcess, free_port, guard, primary_group
 
 _DRIVER = "postgresql+asyncpg"
 _CONNECT_SECONDS_MAX = 10.0
@@ -229,7 +229,7 @@ class LocalPostgres(Postgres):
             cwd=self._directory,
             env=self._environment(),
             user=self._user,
-            group=self._user,
+            group=None if self._user is None else primary_group(self._user),
             extra_groups=None if self._user is None else [],
             check=False,
         )

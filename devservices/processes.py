@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import pwd
 import random
 import secrets
 import signal
@@ -195,9 +196,14 @@ def _spawn(
         cwd=directory,
         start_new_session=True,
         user=user,
-        group=user,
+        group=None if user is None else primary_group(user),
         extra_groups=None if user is None else [],
     )
+
+
+def primary_group(user: str) -> int:
+    """Return the group that a user has by itself; it need not be called like him."""
+    return pwd.getpwnam(user).pw_gid
 
 
 def _wait_until_gone(pids: Sequence[int]) -> None:

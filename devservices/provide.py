@@ -9,12 +9,16 @@ from typing import Final, TypeVar
 from devservices import docker
 from devservices.base import Origin, Service, Unavailable
 from devservices.kafka import Kafka, LocalKafka
+from devservices.mariadb import LocalMariaDb, MariaDb
+from devservices.mysql import LocalMySql, MySql
 from devservices.postgres import LocalPostgres, Postgres
 from devservices.rabbitmq import LocalRabbitMq, RabbitMq
 
 _Kind = TypeVar("_Kind", bound=Service)
 
 URL_VARIABLES: Final = {
+    "mariadb": "SAGA_TEST_MARIADB_URL",
+    "mysql": "SAGA_TEST_MYSQL_URL",
     "postgres": "SAGA_TEST_POSTGRES_URL",
     "rabbitmq": "SAGA_TEST_RABBITMQ_URL",
     "kafka": "SAGA_TEST_KAFKA_URL",
@@ -36,7 +40,19 @@ def start_kafka() -> Kafka:
     return _provide("kafka", lambda url: Kafka(url, Origin.URL), docker.docker_kafka, LocalKafka)
 
 
+def start_mariadb() -> MariaDb:
+    """Return a running MariaDB; raise Unavailable, saying what was tried, if there is none to be had."""
+    return _provide("mariadb", lambda url: MariaDb(url, Origin.URL), docker.docker_mariadb, LocalMariaDb)
+
+
+def start_mysql() -> MySql:
+    """Return a running MySQL; raise Unavailable, saying what was tried, if there is none to be had."""
+    return _provide("mysql", lambda url: MySql(url, Origin.URL), docker.docker_mysql, LocalMySql)
+
+
 PROVIDERS: Final[dict[str, Callable[[], Service]]] = {
+    "mariadb": start_mariadb,
+    "mysql": start_mysql,
     "postgres": start_postgres,
     "rabbitmq": start_rabbitmq,
     "kafka": start_kafka,

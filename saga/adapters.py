@@ -15,9 +15,10 @@ from saga.clock import Clock, Ids, Spawner
 from saga.errors import ConfigurationError
 from saga.storage.queue import Bell, QueueStore
 from saga.storage.sqlalchemy import schema as schemas
-from saga.storage.sqlalchemy.bells import FileBell, NotifyBell
+from saga.storage.sqlalchemy.bells import FileBell, NotifyBell, PollBell
 from saga.storage.sqlalchemy.callers import place
 from saga.storage.sqlalchemy.database import Database, async_url
+from saga.storage.sqlalchemy.mysql_queue import MySQLQueueStatements
 from saga.storage.sqlalchemy.outbox import SqlOutboxStore
 from saga.storage.sqlalchemy.postgresql_queue import PostgreSQLQueueStatements
 from saga.storage.sqlalchemy.queue import QueueStatements, SqlQueueStore
@@ -25,7 +26,7 @@ from saga.storage.sqlalchemy.queue import QueueStatements, SqlQueueStore
 ENTRY_POINTS: Final = "saga.brokers"
 """Group in which another package names its adapter by the scheme of its addresses."""
 OWN: Final = "database"
-DATABASES: Final = ("postgresql", "sqlite")
+DATABASES: Final = ("mariadb", "mysql", "postgresql", "sqlite")
 DUE_BATCH: Final = 1_000
 QUEUE_POOL: Final = 4
 """Connections of the database broker: one listens, the others publish, claim and settle."""
@@ -84,8 +85,8 @@ def make_broker(
     if (found := _installed(scheme)) is not None:
         return cast("Broker", found.load()(given, **ports))
     raise ConfigurationError(
-        f"No broker for {scheme!r}; known are memory, amqp, amqps, kafka, database, postgresql and sqlite, and "
-        f"what packages install as entry points {ENTRY_POINTS!r}."
+        f"No broker for {scheme!r}; known are memory, amqp, amqps, kafka, database, mysql, mariadb, postgresql and "
+        f"sqlite, and what packages install as entry points {ENTRY_POINTS!r}."
     )
 
 
@@ -128,6 +129,8 @@ def queues_of(database: Database, *, delayed_of: str | None = None) -> tuple[Que
     if database.dialect == "sqlite":
         bell = FileBell(str(database.url.database), clock)
         return SqlQueueStore(database, QueueStatements(clock, ids, delayed_of)), bell
+    if database.dialect == "mysql":
+        return SqlQueueStore(database, MySQLQueueStatements(clock, ids, delayed_of)), PollBell(database)
     notify = NotifyBell(database)
     statements = PostgreSQLQueueStatements(clock, ids, notify.presence, delayed_of)
     return SqlQueueStore(database, statements), notify

@@ -56,7 +56,9 @@ class Settings(BaseSettings):
 
     database: SecretStr | None = Field(
         None,
-        description="Database: `postgresql://user:password@host/name` or `sqlite:///file`; none without.",
+        description=(
+            "Database: `postgresql://user:password@host/name`, `mysql://...` or `sqlite:///file`; none without."
+        ),
     )
     broker: SecretStr = Field(
         SecretStr("memory://"),

@@ -20,8 +20,12 @@ import devservices
 from devservices import (
     Kafka,
     LocalKafka,
+    LocalMariaDb,
+    LocalMySql,
     LocalPostgres,
     LocalRabbitMq,
+    MariaDb,
+    MySql,
     Origin,
     Postgres,
     RabbitMq,
@@ -33,7 +37,7 @@ from tests.proxy import Proxy, ProxyFactory
 pytest_plugins = ["pytester", "tests.plugins.canary", "tests.plugins.features"]
 
 _S = TypeVar("_S", bound=Service)
-_K = TypeVar("_K", Postgres, RabbitMq, Kafka)
+_K = TypeVar("_K", Postgres, RabbitMq, MariaDb, MySql, Kafka)
 
 _SERVED: Final = pytest.StashKey[dict[str, str]]()
 _MISSING: Final = pytest.StashKey[dict[str, str]]()
@@ -42,6 +46,8 @@ _STARTED: Final[dict[str, Callable[[], Service]]] = {
     Postgres.name: devservices.start_postgres,
     RabbitMq.name: devservices.start_rabbitmq,
     Kafka.name: devservices.start_kafka,
+    MariaDb.name: devservices.start_mariadb,
+    MySql.name: devservices.start_mysql,
 }
 
 
@@ -70,6 +76,24 @@ def kafka_server(pytestconfig: pytest.Config) -> Iterator[Kafka]:
         pytestconfig, Kafka.name, _shared(pytestconfig, Kafka) or devservices.start_kafka
     ) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def mariadb_server(pytestconfig: pytest.Config) -> Iterator[MariaDb]:
+    """The MariaDB of this session, perhaps shared with other workers: nobody breaks it."""
+    with _require(
+        pytestconfig, MariaDb.name, _shared(pytestconfig, MariaDb) or devservices.start_mariadb
+    ) as server:
+        yield _with_password(server)
+
+
+@pytest.fixture(scope="session")
+def mysql_server(pytestconfig: pytest.Config) -> Iterator[MySql]:
+    """The MySQL of this session, perhaps shared with other workers: nobody breaks it."""
+    with _require(
+        pytestconfig, MySql.name, _shared(pytestconfig, MySql) or devservices.start_mysql
+    ) as server:
+        yield _with_password(server)
 
 
 @pytest.fixture(scope="session")
@@ -109,6 +133,22 @@ def postgres_url(postgres_server: Postgres) -> Iterator[str]:
     url = postgres_server.create_database()
     yield url
     postgres_server.drop_database(url)
+
+
+@pytest.fixture
+def mariadb_url(mariadb_server: MariaDb) -> Iterator[str]:
+    """The address (`mariadb+asyncmy://`) of an empty database of this test's own."""
+    url = mariadb_server.create_database()
+    yield url
+    mariadb_server.drop_database(url)
+
+
+@pytest.fixture
+def mysql_url(mysql_server: MySql) -> Iterator[str]:
+    """The address (`mysql+asyncmy://`) of an empty database of this test's own."""
+    url = mysql_server.create_database()
+    yield url
+    mysql_server.drop_database(url)
 
 
 @pytest.fixture
@@ -161,6 +201,8 @@ def pytest_xdist_setupnodes(config: pytest.Config) -> None:
         if isinstance(server, LocalPostgres):
             # nobody breaks the shared one, so making hundreds of databases on it need not wait for the disk
             server.execute("ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
+        if isinstance(server, LocalMariaDb | LocalMySql):
+            server.execute("SET GLOBAL innodb_flush_log_at_trx_commit = 0")
         config.stash[_SERVED][name] = server.description
         config.stash[_SHARED][name] = _with_password(server).url
 
@@ -207,9 +249,11 @@ def _shared(config: pytest.Config, kind: type[_K]) -> Callable[[], _K] | None:
 
 
 def _with_password(server: _S) -> _S:
-    """Let addresses of our own PostgreSQL, which asks nobody for one, have a password that nothing may tell."""
+    """Let addresses of our own servers have a password that nothing may tell; PostgreSQL asks nobody for one."""
     from tests.plugins.watch import CANARY
 
+    if isinstance(server, LocalMariaDb | LocalMySql):
+        server.set_password(CANARY)
     if isinstance(server, LocalPostgres):
         server.url = make_url(server.url).set(password=CANARY).render_as_string(hide_password=False)
     return server

@@ -11,6 +11,9 @@ POSTGRES: Final = "postgres"
 """The database as broker, separate processes."""
 SQLITE_SHARED: Final = "sqlite-shared"
 """The same on one file."""
+MARIADB: Final = "mariadb"
+MYSQL: Final = "mysql"
+"""These two with the broker in the process."""
 STACKS: Final = (SQLITE, POSTGRES_RABBITMQ)
 DATABASE_ONLY: Final = (POSTGRES, SQLITE_SHARED)
 EVERYWHERE: Final = (*STACKS, *DATABASE_ONLY)

@@ -1,7 +1,8 @@
 """A TCP proxy for one link, told by the test what to do to the bytes: delay, jam, drop, reset, refuse, cut.
 
 It runs in the test's own event loop and knows nothing of any protocol, except for `cut_at_commit`, which knows how
-PostgreSQL announces a commit. Every fault counts how often it fired, so that a test can refuse to pass trivially.
+PostgreSQL announces a commit, and how clients of MySQL and MariaDB ask for one. Every fault counts how often it fired,
+so that a test can refuse to pass trivially.
 """
 
 from __future__ import annotations
@@ -20,9 +21,18 @@ from urllib.parse import urlsplit, urlunsplit
 
 _CHUNK_BYTES: Final = 65_536
 _QUEUED_CHUNKS_MAX: Final = 256
-_DEFAULT_PORTS: Final = {"postgresql": 5432, "amqp": 5672, "amqps": 5671, "tcp": 0}
+_DEFAULT_PORTS: Final = {
+    "postgresql": 5432,
+    "mysql": 3306,
+    "mariadb": 3306,
+    "amqp": 5672,
+    "amqps": 5671,
+    "tcp": 0,
+}
 # PostgreSQL's CommandComplete message of a COMMIT: type, length, tag.
 _COMMITTED: Final = b"C\x00\x00\x00\x0bCOMMIT\x00"
+# MySQL's answer to a COMMIT is that to many a statement, but the question is a packet of its own.
+_COMMIT: Final = b"\x07\x00\x00\x00\x03COMMIT"
 
 
 class Direction(Enum):
@@ -179,12 +189,15 @@ class Proxy:
         self._arm(_Cut(pattern, direction, deliver=False, skip=skip))
 
     def cut_at_commit(self, *, skip: int = 0) -> None:
-        """Let PostgreSQL commit, and break the connection in place of telling the client.
+        """Let the server commit, and break the connection in place of telling the client.
 
-        It looks for the server's word that a COMMIT is done, so it works whether the driver sent it as a simple
-        query or prepared it first.
+        On PostgreSQL it looks for the server's word that a COMMIT is done, so it works whether the driver sent it as a
+        simple query or prepared it first. On MySQL a connection that is being made sends COMMIT, too.
         """
-        self.cut_before(_COMMITTED, Direction.TO_CLIENT, skip=skip)
+        if self._original_url.startswith(("mysql", "mariadb")):
+            self.cut_after(_COMMIT, Direction.TO_SERVER, skip=skip)
+        else:
+            self.cut_before(_COMMITTED, Direction.TO_CLIENT, skip=skip)
 
     async def wait_fired(
         self, fault: str, times: int = 1, *, within: timedelta = timedelta(seconds=10)

@@ -6,14 +6,23 @@ from typing import Final
 
 import pytest
 
-from tests.features_due import EVERYWHERE, POSTGRES, POSTGRES_RABBITMQ, SQLITE, SQLITE_SHARED
+from tests.features_due import EVERYWHERE, MARIADB, MYSQL, POSTGRES, POSTGRES_RABBITMQ, SQLITE, SQLITE_SHARED
 
 BROKERS: Final = {
     SQLITE: None,
     POSTGRES_RABBITMQ: "rabbitmq_url",
     POSTGRES: "database://",
     SQLITE_SHARED: "database://",
+    MARIADB: None,
+    MYSQL: None,
 }
+SERVERS: Final = {
+    POSTGRES_RABBITMQ: "postgres_server",
+    POSTGRES: "postgres_server",
+    MARIADB: "mariadb_server",
+    MYSQL: "mysql_server",
+}
+"""Stack to the fixture that gives its database's server."""
 """Stack to its broker's address, or to the fixture that gives one; None is the broker in the process."""
 
 every_stack: Final = pytest.mark.parametrize("stack", EVERYWHERE, indirect=True)

@@ -27,7 +27,7 @@ DatabaseOption = Annotated[
         "--database",
         envvar="SAGA_DATABASE",
         metavar="URL",
-        help="postgresql://user:password@host/name or sqlite:///file",
+        help="postgresql://user:password@host/name, mysql://... or sqlite:///file",
         show_default=False,
     ),
 ]
@@ -79,10 +79,12 @@ def sql(
     ] = None,
     schema: SchemaOption = None,
 ) -> None:
-    """Print the SQL that makes an empty database ready, to be run by hand with psql or sqlite3."""
+    """Print the SQL that makes an empty database ready, to be run by hand with psql, mysql or sqlite3."""
     with told():
         if dialect is None and database is None:
-            raise ConfigurationError("Say for which database: --dialect postgresql or --dialect sqlite.")
+            raise ConfigurationError(
+                "Say for which database: --dialect postgresql, mysql, mariadb or sqlite."
+            )
         name = dialect or async_url(database or "").get_backend_name()
         typer.echo(schemas.printable_sql(name, schema=schema), nl=False)
 

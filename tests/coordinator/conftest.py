@@ -11,7 +11,7 @@ from pathlib import Path
 import aiormq
 import pytest
 
-from devservices import Postgres
+from devservices import MariaDb, Postgres
 from saga import failpoints
 from saga.clock import SystemClock, SystemIds, TaskSpawner
 from saga.storage.sqlalchemy import schema
@@ -23,6 +23,7 @@ from tests.plugins.canary import watch_of
 from tests.stacks import in_file
 
 PREPARED = "saga-coordinator-tests"
+DATABASES = {"mariadb": "mariadb_database"}
 TOLD = (t.incident, t.history, t.audit, t.stale_reply)
 """What is shown to people who may not see payloads."""
 
@@ -65,11 +66,22 @@ def postgres_database(request: pytest.FixtureRequest) -> Iterator[str]:
     server.drop_database(url)
 
 
-@pytest.fixture(params=["sqlite", "postgres-rabbitmq"])
+@pytest.fixture
+def mariadb_database(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The same on MariaDB."""
+    server: MariaDb = request.getfixturevalue("mariadb_server")
+    url = server.create_database(template=server.template(PREPARED, prepare))
+    yield url
+    server.drop_database(url)
+
+
+@pytest.fixture(params=["sqlite", "postgres-rabbitmq", "mariadb"])
 async def stack(request: pytest.FixtureRequest) -> AsyncIterator[Stack]:
     """What a test runs on. Where only SQL matters, `postgres-rabbitmq` is PostgreSQL with the in-process broker."""
     name = str(request.param)
-    url = request.getfixturevalue("sqlite_file" if in_file(name) else "postgres_database")
+    url = request.getfixturevalue(
+        DATABASES.get(name, "sqlite_file" if in_file(name) else "postgres_database")
+    )
     made = Stack(name, url, f"c{SystemIds().uuid7().hex[:20]}")
     yield made
     for table in TOLD:

@@ -20,7 +20,7 @@ from uuid import UUID
 
 from pydantic import BaseModel
 from pydantic_core import to_json
-from sqlalchemy import Connection, Select, event, text
+from sqlalchemy import Connection, Select, bindparam, event, text
 
 from devservices import Postgres
 from devservices.postgres import database_name
@@ -861,20 +861,23 @@ def _age(connection: Connection, seconds: float, held: Sequence[int]) -> None:
 
     Not those of outbox rows that are being published: a deletion leaves out what it finds locked (P34).
     """
-    by = {"by": timedelta(seconds=seconds)}
+    mysql = connection.dialect.name == "mysql"
+    ago = "INTERVAL :by MICROSECOND" if mysql else "CAST(:by AS interval)"
+    by = {"by": round(seconds * 1_000_000) if mysql else timedelta(seconds=seconds)}
     connection.execute(text("SELECT 1 FROM saga_instance WHERE closed_at IS NULL ORDER BY run_id FOR UPDATE"))
     for statement in (
-        "UPDATE saga_instance SET created_at = created_at - CAST(:by AS interval), "
-        "wakeup_at = wakeup_at - CAST(:by AS interval) WHERE closed_at IS NULL",
-        "UPDATE saga_lease SET expires_at = expires_at - CAST(:by AS interval)",
-        "UPDATE saga_outbox_blocked SET next_try_at = next_try_at - CAST(:by AS interval)",
-        "UPDATE saga_outbox_delayed SET due_at = due_at - CAST(:by AS interval)",
+        f"UPDATE saga_instance SET created_at = created_at - {ago}, wakeup_at = wakeup_at - {ago} "
+        "WHERE closed_at IS NULL",
+        f"UPDATE saga_lease SET expires_at = expires_at - {ago}",
+        f"UPDATE saga_outbox_blocked SET next_try_at = next_try_at - {ago}",
+        f"UPDATE saga_outbox_delayed SET due_at = due_at - {ago}",
     ):
         connection.execute(text(statement), by)
-    connection.execute(
-        text(
-            "UPDATE saga_outbox SET created_at = created_at - CAST(:by AS interval) WHERE id IN (SELECT id "
-            "FROM saga_outbox WHERE id <> ALL (CAST(:held AS bigint[])) ORDER BY id FOR UPDATE SKIP LOCKED)"
-        ),
-        by | {"held": list(held)},
-    )
+    free = connection.execute(text("SELECT id FROM saga_outbox ORDER BY id FOR UPDATE SKIP LOCKED")).scalars()
+    if waiting := sorted(set(free) - set(held)):
+        connection.execute(
+            text(f"UPDATE saga_outbox SET created_at = created_at - {ago} WHERE id IN :ids").bindparams(
+                bindparam("ids", expanding=True)
+            ),
+            by | {"ids": waiting},
+        )

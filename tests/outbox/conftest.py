@@ -12,7 +12,7 @@ from tests.outbox.harness import Outbox
 from tests.outbox.upgraded import upgraded
 
 
-@pytest.fixture(params=["sqlite", "postgres-rabbitmq"])
+@pytest.fixture(params=["sqlite", "postgres-rabbitmq", "mariadb", "mysql"])
 def stack(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

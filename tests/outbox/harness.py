@@ -148,6 +148,7 @@ def put(
             "body": body,
             "created_at": datetime.now(UTC) - age,
         }
-        made = connection.execute(insert(t.outbox).values(**values).returning(t.outbox.c.id))
-        rows.append(StoredRow(made.scalar_one(), message_id, channel, ordering_key, body))
+        made = connection.execute(insert(t.outbox).values(**values)).inserted_primary_key
+        assert made is not None
+        rows.append(StoredRow(made[0], message_id, channel, ordering_key, body))
     return rows

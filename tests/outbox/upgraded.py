@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from devservices import Postgres
+from devservices import MySqlServer, Postgres
 from saga.clock import SystemClock, SystemIds, TaskSpawner
 from saga.storage.sqlalchemy import schema
 from saga.storage.sqlalchemy.database import Database
-from tests.stacks import in_file
+from tests.stacks import SERVERS, in_file
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def upgraded(stack: str, request: pytest.FixtureRequest) -> Iterator[str]:
     if in_file(stack):
         yield f"sqlite+aiosqlite:///{_copied_file(request)}"
         return
-    server: Postgres = request.getfixturevalue("postgres_server")
+    server: Postgres | MySqlServer = request.getfixturevalue(SERVERS[stack])
     url = server.create_database(template=server.template("saga-upgraded", upgrade))
     yield url
     server.drop_database(url)

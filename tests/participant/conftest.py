@@ -11,8 +11,16 @@ from saga.clock import SystemClock, SystemIds, TaskSpawner
 from saga.storage.sqlalchemy.database import Database
 from tests.participant.harness import Rig, make_tables
 
+URLS = {
+    "sqlite": "sqlite_url",
+    "postgres-rabbitmq": "postgres_url",
+    "mariadb": "mariadb_url",
+    "mysql": "mysql_url",
+}
+"""Stack to the fixture that gives an empty database."""
 
-@pytest.fixture(params=["sqlite", "postgres-rabbitmq"])
+
+@pytest.fixture(params=["sqlite", "postgres-rabbitmq", "mariadb", "mysql"])
 def stack(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -20,7 +28,7 @@ def stack(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 async def rig(stack: str, request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
     """Services on the stack's database."""
-    url = str(request.getfixturevalue("sqlite_url" if stack == "sqlite" else "postgres_url"))
+    url = str(request.getfixturevalue(URLS[stack]))
     spawner = TaskSpawner()
     database = Database(url, clock=SystemClock(), ids=SystemIds(), spawner=spawner, pool_size=8)
     await database.run(make_tables)

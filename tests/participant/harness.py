@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import Column, Integer, MetaData, Table, Text, bindparam, insert, select, text, update
+from sqlalchemy import Column, Integer, MetaData, String, Table, Text, bindparam, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from saga.brokers.base import Channel, Consumer, OutMessage
@@ -31,7 +31,7 @@ SECONDS_MAX = 20.0
 
 own = MetaData()
 account = Table(
-    "account", own, Column("id", Text, primary_key=True), Column("balance", Integer, nullable=False)
+    "account", own, Column("id", String(40), primary_key=True), Column("balance", Integer, nullable=False)
 )
 ledger = Table(
     "ledger",

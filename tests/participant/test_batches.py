@@ -64,7 +64,9 @@ async def test_k05_a_batch_is_one_transaction_and_its_statements_do_not_grow(rig
         await rig.settled()
         seen.append([each for each in statements.taken() if each != "BEGIN"])
     assert sizes == [2, 60]
-    assert seen[0] == seen[1] == ["SELECT", "UPDATE", "INSERT", "INSERT", "COMMIT"]
+    # a row count does not tell which of several rows went in, and MySQL returns none of them
+    savepoint = ["SAVEPOINT"] if rig.database.dialect == "mysql" else []
+    assert seen[0] == seen[1] == ["SELECT", "UPDATE", "INSERT", *savepoint, "INSERT", "COMMIT"]
     assert await rig.balance() == 100 - 62
 
 
@@ -84,7 +86,9 @@ async def test_k05_a_batch_of_undos_does_not_grow_either(rig: Rig) -> None:
         seen.append([each for each in statements.taken() if each != "BEGIN"])
         assert {reply.outcome for reply in replies} == {"done"}
     assert undone == [2, 40]
-    assert Counter(seen[0]) == Counter(["INSERT", "SELECT", "UPDATE", "INSERT", "INSERT", "COMMIT"])
+    savepoints = ["SAVEPOINT"] * 2 if rig.database.dialect == "mysql" else []
+    expected = ["INSERT", "SELECT", "UPDATE", "INSERT", "INSERT", "COMMIT", *savepoints]
+    assert Counter(seen[0]) == Counter(expected)
     assert set(seen[1]) == set(seen[0])
     assert await rig.balance() == 100
 

@@ -872,23 +872,41 @@ async def test_sql6_a_server_that_does_not_answer_is_a_lost_connection(
     assert await rig.moves() == [-10]
 
 
+POSTGRESQL_SETTINGS = (
+    "transaction_isolation",
+    "statement_timeout",
+    "lock_timeout",
+    "idle_in_transaction_session_timeout",
+    "application_name",
+)
+BOUNDS = {
+    "sqlite": (
+        ["PRAGMA journal_mode", "PRAGMA synchronous", "PRAGMA foreign_keys"],
+        ["wal", "2", "1"],
+    ),
+    "postgres-rabbitmq": (
+        [f"SHOW {name}" for name in POSTGRESQL_SETTINGS],
+        ["read committed", "5s", "3s", "1min", "saga"],
+    ),
+    "mariadb": (
+        ["SELECT @@tx_isolation", "SELECT @@max_statement_time", "SELECT @@innodb_lock_wait_timeout"],
+        ["READ-COMMITTED", "5.0", "3"],
+    ),
+    "mysql": (
+        [
+            "SELECT @@transaction_isolation",
+            "SELECT @@max_execution_time",
+            "SELECT @@innodb_lock_wait_timeout",
+        ],
+        ["READ-COMMITTED", "5000", "3"],
+    ),
+}
+
+
 async def test_the_server_bounds_a_thread_s_connection_as_any_other(rig: Rig, stack: str) -> None:
     """PG-4, P28, and the pragmas of LITE-6."""
     participant, seen = limited(), list[str]()
-    asked = (
-        ["PRAGMA journal_mode", "PRAGMA synchronous", "PRAGMA foreign_keys"]
-        if stack == "sqlite"
-        else [
-            f"SHOW {name}"
-            for name in (
-                "transaction_isolation",
-                "statement_timeout",
-                "lock_timeout",
-                "idle_in_transaction_session_timeout",
-                "application_name",
-            )
-        ]
-    )
+    asked, wanted = BOUNDS[stack]
 
     @participant.activity(no_compensation="test")
     def look(transfer: Transfer, session: Session) -> Receipt:
@@ -898,7 +916,6 @@ async def test_the_server_bounds_a_thread_s_connection_as_any_other(rig: Rig, st
     await rig.start(participant)
     await rig.ask(make_command("look"))
 
-    wanted = ["wal", "2", "1"] if stack == "sqlite" else ["read committed", "5s", "3s", "1min", "saga"]
     assert seen == wanted
 
 

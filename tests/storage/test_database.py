@@ -31,6 +31,32 @@ BOUND = TRANSACTION_SECONDS + 1.0
 """Seconds that no call may take; the one above the promise is for a slow test machine."""
 
 
+REFUSALS = {
+    "postgresql": ("DO $$ BEGIN RAISE EXCEPTION 'row canary-4711' USING ERRCODE = '40001'; END $$", "40001"),
+    "mysql": ("SIGNAL SQLSTATE '40001' SET MESSAGE_TEXT = 'row canary-4711', MYSQL_ERRNO = 1213", "1213"),
+}
+SLEEP = {"postgresql": "SELECT pg_sleep(:seconds)", "mysql": "SELECT sleep(:seconds)"}
+BOUNDS = {
+    "postgres-rabbitmq": {
+        "statement_timeout": "5s",
+        "lock_timeout": "3s",
+        "idle_in_transaction_session_timeout": "1min",
+    },
+    "mariadb": {
+        "max_statement_time": "5.000000",
+        "innodb_lock_wait_timeout": "3",
+        "lock_wait_timeout": "3",
+        "idle_transaction_timeout": "60",
+    },
+    "mysql": {
+        "max_execution_time": "5000",
+        "innodb_lock_wait_timeout": "3",
+        "lock_wait_timeout": "3",
+        "wait_timeout": "60",
+    },
+}
+
+
 @pytest.fixture
 def armed() -> Iterator[Callable[[str], None]]:
     yield failpoints.arm
@@ -51,6 +77,12 @@ async def moves_on_postgres(postgres_url: str, opened: Opener) -> Database:
     return database
 
 
+@pytest.fixture
+async def served_moves(server_url: str, moves: Database) -> Database:
+    """The same, of a server."""
+    return moves
+
+
 def create_moves(connection: Connection) -> None:
     connection.execute(text("CREATE TABLE moves (id INTEGER PRIMARY KEY, amount INTEGER NOT NULL)"))
 
@@ -60,12 +92,19 @@ def insert(number: int, amount: int = 1) -> Callable[[Connection], int]:
 
     def transaction(connection: Connection) -> int:
         done = connection.execute(
-            text("INSERT INTO moves VALUES (:id, :amount) ON CONFLICT DO NOTHING"),
+            text(unless_there(connection, "INSERT INTO moves VALUES (:id, :amount)")),
             {"id": number, "amount": amount},
         )
         return done.rowcount
 
     return transaction
+
+
+def unless_there(connection: Connection, insert: str) -> str:
+    """Return an INSERT that leaves out a row whose key is there."""
+    if connection.dialect.name == "mysql":
+        return insert.replace("INSERT", "INSERT IGNORE")
+    return f"{insert} ON CONFLICT DO NOTHING"
 
 
 def read(connection: Connection) -> list[tuple[int, int]]:
@@ -103,36 +142,35 @@ async def test_a_transaction_whose_commit_answer_is_lost_runs_again_and_changes_
 
 
 @pytest.mark.feature("G-10", acceptance=True, scale=0.1)
-@pytest.mark.stack("postgres-rabbitmq")
 async def test_a_connection_cut_at_commit_converges_every_time(
-    moves_on_postgres: Database, proxy: ProxyFactory, opened: Opener, faults: Faults
+    stack: str, served_moves: Database, proxy: ProxyFactory, opened: Opener, faults: Faults
 ) -> None:
     """SQL-1: the driver raises and the row is there; the second run finds it."""
     faults.declare("cut at COMMIT")
-    link = await proxy(str(moves_on_postgres.url.render_as_string(hide_password=False)))
+    link = await proxy(str(served_moves.url.render_as_string(hide_password=False)))
     database = opened(link.url)
     inserted = list[int]()
 
     def transaction(number: int) -> Callable[[Connection], None]:
         return lambda connection: inserted.append(insert(number)(connection))
 
+    await database.run(read)  # so that there is a connection, and no COMMIT of making one
     for number in range(10):
         link.cut_at_commit()
         await database.run(transaction(number))
         faults.fired("cut at COMMIT", link.fired["cut"] - faults.counts["cut at COMMIT"])
     assert link.fired["cut"] == 10
     assert inserted == [1, 0] * 10
-    assert await moves_on_postgres.run(read) == [(number, 1) for number in range(10)]
+    assert await served_moves.run(read) == [(number, 1) for number in range(10)]
     assert checked_out(database) == 0
 
 
 # --- what is repeated and what is not ---------------------------------------------------------
 
 
-@pytest.mark.stack("postgres-rabbitmq")
-async def test_the_loser_of_a_deadlock_runs_again(moves_on_postgres: Database) -> None:
-    """40P01: the database ends one of the two, and both are done in the end."""
-    database, runs = moves_on_postgres, list[str]()
+async def test_the_loser_of_a_deadlock_runs_again(stack: str, served_moves: Database) -> None:
+    """40P01, 1213: the database ends one of the two, and both are done in the end."""
+    database, runs = served_moves, list[str]()
     await database.run(insert(1))
     await database.run(insert(2))
     locked = {"a": asyncio.Event(), "b": asyncio.Event()}
@@ -174,22 +212,20 @@ async def test_a_serialization_failure_runs_again(moves_on_postgres: Database) -
     assert await database.run(read) == [(1, 4)]
 
 
-@pytest.mark.stack("postgres-rabbitmq")
 async def test_a_refusal_that_does_not_end_is_reported_as_busy_without_the_statement(
-    moves_on_postgres: Database, caplog: pytest.LogCaptureFixture
+    stack: str, served_moves: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     runs: list[int] = []
+    statement, code = REFUSALS[served_moves.dialect]
 
     def refuse(connection: Connection) -> None:
         runs.append(1)
-        connection.execute(
-            text("DO $$ BEGIN RAISE EXCEPTION 'row canary-4711' USING ERRCODE = '40001'; END $$")
-        )
+        connection.execute(text(statement))
 
     with caplog.at_level(logging.DEBUG), pytest.raises(StorageBusy) as busy:
-        await moves_on_postgres.run(refuse)
+        await served_moves.run(refuse)
     assert len(runs) == TRIES
-    assert "40001" in busy.value.text
+    assert code in busy.value.text
     assert "canary" not in busy.value.text + str(busy.value) + caplog.text
 
 
@@ -229,12 +265,13 @@ def insert_duplicate(connection: Connection) -> int:
     return connection.execute(text("INSERT INTO moves VALUES (1, 1)")).rowcount
 
 
-@pytest.mark.stack("postgres-rabbitmq")
-async def test_a_log_in_that_is_refused_is_a_wrong_setting(postgres_url: str, opened: Opener) -> None:
-    database = opened(postgres_url.rpartition("/")[0] + "/no_such_database")
+async def test_a_log_in_that_is_refused_is_a_wrong_setting(
+    stack: str, server_url: str, opened: Opener
+) -> None:
+    database = opened(server_url.rpartition("/")[0] + "/no_such_database")
     with pytest.raises(ConfigurationError) as refused:
         await database.run(read)
-    assert "3D000" in refused.value.text
+    assert {"postgresql": "3D000", "mysql": "1049"}[database.dialect] in refused.value.text
 
 
 # --- cancellation -----------------------------------------------------------------------------
@@ -295,14 +332,13 @@ async def test_cancelling_at_any_moment_loses_no_transaction_and_no_connection(
 
 
 @pytest.mark.feature("G-10", acceptance=True, scale=0.1)
-@pytest.mark.stack("postgres-rabbitmq")
 @pytest.mark.slow
 async def test_a_black_hole_ends_within_the_bound_and_the_pool_is_whole_after_it(
-    moves_on_postgres: Database, proxy: ProxyFactory, opened: Opener, faults: Faults
+    stack: str, served_moves: Database, proxy: ProxyFactory, opened: Opener, faults: Faults
 ) -> None:
     """SQL-6: in mid-query, while connecting, and with several callers at once."""
     faults.declare("black hole")
-    link = await proxy(moves_on_postgres.url.render_as_string(hide_password=False))
+    link = await proxy(served_moves.url.render_as_string(hide_password=False))
     database = opened(link.url, pool_size=2)
     await database.run(insert(1))
     link.drop()
@@ -322,12 +358,11 @@ async def test_a_black_hole_ends_within_the_bound_and_the_pool_is_whole_after_it
     assert checked_out(database) == 0
 
 
-@pytest.mark.stack("postgres-rabbitmq")
 async def test_a_connection_in_a_black_hole_is_given_back_while_the_hole_is_still_there(
-    moves_on_postgres: Database, proxy: ProxyFactory, opened: Opener
+    stack: str, served_moves: Database, proxy: ProxyFactory, opened: Opener
 ) -> None:
     """SQL-6: it is the driver that must give up, or the pool is soon empty."""
-    link = await proxy(moves_on_postgres.url.render_as_string(hide_password=False))
+    link = await proxy(served_moves.url.render_as_string(hide_password=False))
     database = opened(link.url)
     await database.run(insert(1))
     link.drop()
@@ -339,12 +374,11 @@ async def test_a_connection_in_a_black_hole_is_given_back_while_the_hole_is_stil
 
 
 @pytest.mark.feature("G-10")
-@pytest.mark.stack("postgres-rabbitmq")
 async def test_a_connection_that_died_while_idle_is_not_handed_out(
-    moves_on_postgres: Database, proxy: ProxyFactory, opened: Opener
+    stack: str, served_moves: Database, proxy: ProxyFactory, opened: Opener
 ) -> None:
     """Else what runs once, an ack or a claim, would fail for each that the pool still holds."""
-    link = await proxy(moves_on_postgres.url.render_as_string(hide_password=False))
+    link = await proxy(served_moves.url.render_as_string(hide_password=False))
     database = opened(link.url, pool_size=3)
     there = asyncio.Event()
 
@@ -366,11 +400,10 @@ async def test_a_connection_that_died_while_idle_is_not_handed_out(
 
 
 @pytest.mark.feature("G-10")
-@pytest.mark.stack("postgres-rabbitmq")
 async def test_connections_broken_in_mid_query_and_refused_for_a_while_converge(
-    moves_on_postgres: Database, proxy: ProxyFactory, opened: Opener
+    stack: str, served_moves: Database, proxy: ProxyFactory, opened: Opener
 ) -> None:
-    link = await proxy(moves_on_postgres.url.render_as_string(hide_password=False))
+    link = await proxy(served_moves.url.render_as_string(hide_password=False))
     database = opened(link.url)
     started = asyncio.Event()
 
@@ -378,7 +411,7 @@ async def test_connections_broken_in_mid_query_and_refused_for_a_while_converge(
         connection.execute(text("SELECT 1"))
         started.set()
         connection.execute(
-            text("SELECT pg_sleep(:seconds)"), {"seconds": 2 if link.fired["reset"] == 0 else 0}
+            text(SLEEP[served_moves.dialect]), {"seconds": 2 if link.fired["reset"] == 0 else 0}
         )
         return insert(1)(connection)
 
@@ -389,31 +422,33 @@ async def test_connections_broken_in_mid_query_and_refused_for_a_while_converge(
     await link.wait_fired("refuse")
     link.heal()
     assert await running == 1
-    assert await moves_on_postgres.run(read) == [(1, 1)]
+    assert await served_moves.run(read) == [(1, 1)]
 
 
 @pytest.mark.feature("G-10")
-@pytest.mark.stack("postgres-rabbitmq")
-async def test_every_wait_of_the_server_is_bounded_too(moves_on_postgres: Database) -> None:
+async def test_every_wait_of_the_server_is_bounded_too(stack: str, served_moves: Database) -> None:
     """SQL-6, SQL-7: what a frozen process holds is given back by the server."""
 
-    def settings(connection: Connection) -> dict[str, str]:
-        names = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
-        return {name: connection.execute(text(f"SHOW {name}")).scalar_one() for name in names}
+    def setting(connection: Connection, name: str) -> str:
+        if connection.dialect.name == "mysql":
+            row = connection.execute(text("SHOW SESSION VARIABLES LIKE :name"), {"name": name}).one()
+            return str(row[1])
+        return str(connection.exec_driver_sql(f"SHOW {name}").scalar_one())
 
-    assert await moves_on_postgres.run(settings) == {
-        "statement_timeout": "5s",
-        "lock_timeout": "3s",
-        "idle_in_transaction_session_timeout": "1min",
-    }
+    bounds = BOUNDS[stack]
+    found = await served_moves.run(lambda connection: {name: setting(connection, name) for name in bounds})
+    assert found == bounds
 
 
-async def test_a_database_that_is_not_there_is_unavailable_soon(opened: Opener) -> None:
+@pytest.mark.parametrize(
+    ("kind", "told"), [("postgresql", "ConnectionRefusedError"), ("mysql", "2003"), ("mariadb", "2003")]
+)
+async def test_a_database_that_is_not_there_is_unavailable_soon(opened: Opener, kind: str, told: str) -> None:
     since = SystemClock().monotonic()
     with pytest.raises(StorageUnavailable) as unavailable:
-        await opened("postgresql://someone:s3cret@127.0.0.1:1/nowhere").run(read)
+        await opened(f"{kind}://someone:s3cret@127.0.0.1:1/nowhere").run(read)
     assert elapsed(since) < BOUND
-    assert "ConnectionRefusedError" in unavailable.value.text
+    assert told in unavailable.value.text
     assert "s3cret" not in unavailable.value.text + repr(unavailable.value)
 
 
@@ -536,7 +571,7 @@ async def test_errors_and_logs_name_no_value_of_a_row(
 
 
 @pytest.mark.parametrize(
-    "address", ["postgresql://u:canary-4711@h:x/y", "canary-4711", "mysql://u:canary-4711@h/y"]
+    "address", ["postgresql://u:canary-4711@h:x/y", "canary-4711", "oracle://u:canary-4711@h/y"]
 )
 def test_an_address_that_does_not_fit_is_refused_without_its_password(address: str) -> None:
     with pytest.raises(ConfigurationError) as refused:
@@ -553,7 +588,6 @@ def test_sqlite_needs_a_file_and_our_driver(address: str) -> None:
         async_url(address)
 
 
-@pytest.mark.stack("postgres-rabbitmq")
-async def test_a_missing_table_is_raised_as_it_is(moves_on_postgres: Database) -> None:
+async def test_a_missing_table_is_raised_as_it_is(stack: str, served_moves: Database) -> None:
     with pytest.raises(ProgrammingError):
-        await moves_on_postgres.run(lambda connection: connection.execute(text("SELECT * FROM absent")))
+        await served_moves.run(lambda connection: connection.execute(text("SELECT * FROM absent")))

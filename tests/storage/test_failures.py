@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import asyncmy.errors
+import pymysql
 import pytest
 from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
@@ -16,8 +18,10 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from devservices import LocalPostgres
-from saga.storage.sqlalchemy.failures import Failure, classify, describe, sqlstate
+from saga.storage.sqlalchemy.failures import Failure, classify, code, describe, is_refusal, sqlstate
+from saga.storage.sqlalchemy.mysqllink import QuietCursor
 from tests.proxy import ProxyFactory
+from tests.storage.conftest import URLS
 
 CANARY = "canary-4711"
 
@@ -448,6 +452,140 @@ def test_quirk_psycopgs_text_holds_the_rows_values_and_the_wrapper_shows_it(plai
         connection.execute(text("INSERT INTO moves VALUES (:id, :body)"), {"id": -1, "body": CANARY})
     assert CANARY in str(wrong.value)
     assert describe(wrong.value) == "CheckViolation 23514 positive"
+
+
+# --- MySQL and MariaDB ------------------------------------------------------------------------
+
+
+def signal(number: int) -> str:
+    return f"SIGNAL SQLSTATE 'HY000' SET MESSAGE_TEXT = '{CANARY}', MYSQL_ERRNO = {number}"
+
+
+ON_MYSQL: dict[str, tuple[str, int | None, Failure]] = {
+    "deadlock": (signal(1213), 1213, Failure.BUSY),
+    "lock wait": ("SET innodb_lock_wait_timeout = 1; UPDATE held SET id = 2", 1205, Failure.BUSY),
+    "changed since the snapshot": (signal(1020), 1020, Failure.BUSY),
+    "no wait": (signal(3572), 3572, Failure.BUSY),
+    "statement ended": ("KILL QUERY CONNECTION_ID()", 1317, Failure.BUSY),
+    "server shuts down": (signal(1053), 1053, Failure.LOST),
+    "node takes no statements": (signal(1047), 1047, Failure.LOST),
+    "commit failed": (signal(1180), 1180, Failure.LOST),
+    "too many connections": (signal(1040), 1040, Failure.LOST),
+    "connection killed": ("KILL CONNECTION_ID(); SELECT 1", None, Failure.LOST),
+    "unique key": ("INSERT INTO moves VALUES (1, 'x')", 1062, Failure.FATAL),
+    "null": ("INSERT INTO moves VALUES (2, NULL)", 1048, Failure.FATAL),
+    "too long": (f"INSERT INTO moves VALUES (3, '{'x' * 21}')", 1406, Failure.FATAL),
+    "no such table": ("SELECT * FROM absent", 1146, Failure.FATAL),
+    "syntax": ("SELEC", 1064, Failure.FATAL),
+}
+TOO_SLOW: dict[str, tuple[str, int]] = {
+    "mariadb": (
+        "SET max_statement_time = 0.1; SELECT count(*) FROM moves a, held b WHERE sleep(3) = 0",
+        1969,
+    ),
+    "mysql": ("SET max_execution_time = 100; SELECT count(*) FROM moves a, held b WHERE sleep(3) = 0", 3024),
+}
+
+
+@pytest.fixture(params=["mariadb", "mysql"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def mysql_address(kind: str, request: pytest.FixtureRequest) -> Iterator[URL]:
+    """A database with two tables, of which `held` has a locked row."""
+    address = make_url(request.getfixturevalue(URLS[kind])).set(drivername="mysql+pymysql")
+    engine = create_engine(address)
+    with engine.connect() as connection:
+        connection.execute(text("CREATE TABLE moves (id int PRIMARY KEY, body varchar(20) NOT NULL)"))
+        connection.execute(text("CREATE TABLE held (id int)"))
+        connection.execute(text("INSERT INTO moves VALUES (1, :body)"), {"body": CANARY})
+        connection.execute(text("INSERT INTO held VALUES (1)"))
+        connection.commit()
+        connection.execute(text("SELECT * FROM held FOR UPDATE"))
+        yield address
+    engine.dispose()
+
+
+async def provoke_mysql(driver: str, address: URL, statements: str) -> BaseException:
+    """Return what a driver raises; what it logs meanwhile must not have the values of rows in it (SQL-9)."""
+    if driver == "pymysql":
+        plain = create_engine(address, hide_parameters=True)
+        try:
+            return await asyncio.to_thread(provoke_plain, plain, statements)
+        finally:
+            plain.dispose()
+    arguments = {"cursor_cls": QuietCursor}
+    engine = create_async_engine(
+        address.set(drivername="mysql+asyncmy"), hide_parameters=True, connect_args=arguments
+    )
+    try:
+        return await provoke(engine, statements)
+    finally:
+        await engine.dispose()
+
+
+@pytest.mark.parametrize("driver", ["asyncmy", "pymysql"])
+@pytest.mark.parametrize("case", ON_MYSQL)
+async def test_mysql(mysql_address: URL, driver: str, case: str) -> None:
+    """SQL-5: the number tells, and the class does not."""
+    statements, number, meaning = ON_MYSQL[case]
+    error = await provoke_mysql(driver, mysql_address, statements)
+    assert (code(error) if number else None, classify(error)) == (number, meaning)
+    if number:
+        assert describe(error) == f"{type(getattr(error, 'orig', error)).__name__} {number}"
+    assert CANARY not in describe(error)
+
+
+@pytest.mark.parametrize("driver", ["asyncmy", "pymysql"])
+async def test_mysql_a_read_that_takes_too_long_is_busy(mysql_address: URL, kind: str, driver: str) -> None:
+    """SQL-6."""
+    statements, number = TOO_SLOW[kind]
+    error = await provoke_mysql(driver, mysql_address, statements)
+    assert (code(error), classify(error)) == (number, Failure.BUSY)
+
+
+@pytest.mark.parametrize("driver", ["asyncmy", "pymysql"])
+async def test_mysql_connections_that_cannot_be_made(mysql_address: URL, driver: str) -> None:
+    """SQL-5: what an operator must act on is told from what is tried again."""
+    refused = await provoke_mysql(driver, mysql_address.set(port=1), "SELECT 1")
+    assert (code(refused), classify(refused), is_refusal(refused)) == (2003, Failure.LOST, False)
+
+    for address, number in (
+        (mysql_address.set(database="no_such_database"), 1049),
+        (mysql_address.set(username="nobody", password="wrong"), 1045),
+    ):
+        error = await provoke_mysql(driver, address, "SELECT 1")
+        assert (code(error), classify(error), is_refusal(error)) == (number, Failure.FATAL, True)
+
+
+@pytest.mark.parametrize("error", [asyncmy.errors.InternalError, pymysql.err.InternalError])
+def test_packets_out_of_step_are_a_lost_connection(error: type[Exception]) -> None:
+    """SQL-5: the drivers say so in words and without a number."""
+    wrapped = DBAPIError("SELECT 1", {}, error("Packet sequence number wrong - got 4 expected 1"))
+    assert (code(wrapped), classify(wrapped)) == (0, Failure.LOST)
+
+
+async def test_quirk_asyncmy_a_cut_at_commit_raises_although_the_row_is_there(
+    mysql_address: URL, proxy: ProxyFactory
+) -> None:
+    """SQL-1: with `connection_invalidated`, which is what makes it LOST."""
+    link = await proxy(mysql_address.render_as_string(hide_password=False))
+    through = create_async_engine(make_url(link.url).set(drivername="mysql+asyncmy"))
+    async with through.connect() as connection:
+        await connection.execute(text("INSERT INTO moves VALUES (7, 'x')"))
+        link.cut_at_commit()
+        with pytest.raises(DBAPIError) as lost:
+            await connection.commit()
+        await connection.invalidate()
+    await through.dispose()
+    assert (lost.value.connection_invalidated, link.fired["cut"]) == (True, 1)
+    assert classify(lost.value) is Failure.LOST
+    engine = create_engine(mysql_address)
+    with engine.connect() as direct:
+        assert direct.execute(text("SELECT count(*) FROM moves WHERE id = 7")).scalar_one() == 1
+    engine.dispose()
 
 
 # --- SQLite -----------------------------------------------------------------------------------

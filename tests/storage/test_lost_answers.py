@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Connection, insert, select
 
-from devservices import Postgres
+from devservices import MySqlServer, Postgres
 from saga.clock import SystemClock
 from saga.storage.base import (
     BarrierKey,
@@ -34,7 +34,7 @@ from saga.storage.sqlalchemy.parking import SqlParkingStore
 from saga.storage.sqlalchemy.participant import SqlParticipantStore
 from tests.plugins.features import Faults
 from tests.proxy import Proxy, ProxyFactory
-from tests.storage.conftest import EVERY_DRIVER, Opener
+from tests.storage.conftest import EVERY_DRIVER, POSTGRES, Opener
 
 DRIVERS = EVERY_DRIVER
 
@@ -166,18 +166,25 @@ def forgiving(state: dict[str, list[dict[str, object]]], counters: Mapping[str, 
 
 
 @pytest.fixture
-async def link(postgres_url: str, proxy: ProxyFactory) -> Proxy:
-    return await proxy(postgres_url)
+async def link(server_url: str, proxy: ProxyFactory) -> Proxy:
+    return await proxy(server_url)
+
+
+def cut_answer(link: Proxy, stack: str) -> None:
+    """Break the connection in place of the answer that ends the next transaction."""
+    if stack == POSTGRES:
+        link.cut_before(ANSWERED)
+    else:
+        link.cut_at_commit()  # there a statement is never a transaction by itself
 
 
 @pytest.mark.feature("G-10", acceptance=True, scale=0.1)
-@pytest.mark.stack("postgres-rabbitmq")
 async def test_every_transaction_that_loses_its_answer_leaves_what_it_leaves_without_that(
-    postgres_server: Postgres, link: Proxy, opened: Opener, faults: Faults
+    stack: str, server: Postgres | MySqlServer, link: Proxy, opened: Opener, faults: Faults
 ) -> None:
     """P3, SQL-1: the same life of three instances twice, once with a cut at the end of each transaction."""
     faults.declare("answer cut")
-    other = postgres_server.create_database()
+    other = server.create_database()
     calm, rough = Stores(opened(other)), Stores(opened(link.url, pool_size=1))
     counted: dict[str, str] = {}
     for stores in (calm, rough):
@@ -188,7 +195,7 @@ async def test_every_transaction_that_loses_its_answer_leaves_what_it_leaves_wit
                 await add_delayed(stores)
         await transaction(calm)
         before = link.fired["cut"]
-        link.cut_before(ANSWERED)
+        cut_answer(link, stack)
         since = SystemClock().monotonic()
         await transaction(rough)
         assert SystemClock().monotonic() - since < TRANSACTION_SECONDS, name
@@ -198,4 +205,4 @@ async def test_every_transaction_that_loses_its_answer_leaves_what_it_leaves_wit
         states = [forgiving(await stores.database.run(contents), counted) for stores in (calm, rough)]
         assert states[0] == states[1], name
     await calm.database.dispose()
-    postgres_server.drop_database(other)
+    server.drop_database(other)

@@ -17,7 +17,8 @@ from sqlalchemy import Connection, text
 from devservices import Postgres
 from saga.storage.sqlalchemy import schema, tables
 from saga.storage.sqlalchemy.database import Database
-from tests.storage.conftest import EVERY_DRIVER, Opener
+from saga.storage.sqlalchemy.shapes import actual
+from tests.storage.conftest import EVERY_DRIVER, Opener, drop_index
 
 DRIVERS = EVERY_DRIVER
 
@@ -26,10 +27,12 @@ ROOT = Path(__file__).parents[2]
 
 def shapes(connection: Connection) -> dict[object, str]:
     where = (
-        connection.scalar(text("SELECT current_schema()")) if connection.dialect.name != "sqlite" else None
+        connection.scalar(text("SELECT current_schema()"))
+        if connection.dialect.name == "postgresql"
+        else None
     )
-    shapes = schema._actual(connection, where)
-    return {part: shapes[part] for part in shapes}
+    found = actual(connection, where)
+    return {part: found[part] for part in found}
 
 
 @pytest.mark.feature("G-09")
@@ -75,7 +78,7 @@ async def test_each_step_can_be_run_again(stack: str, database: Database) -> Non
     def forget(connection: Connection) -> None:
         connection.execute(text("DROP TABLE saga_alembic_version"))
         connection.execute(text("DROP TABLE saga_lone_run"))
-        connection.execute(text("DROP INDEX ix_saga_outbox_part"))
+        connection.execute(text(drop_index("ix_saga_outbox_part", "saga_outbox", connection)))
         connection.execute(text("INSERT INTO saga_lease VALUES ('n', 'x', NULL, 7, '2030-01-01 00:00:00')"))
 
     await database.run(forget)

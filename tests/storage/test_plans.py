@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -56,7 +56,8 @@ async def full(database: Database) -> Database:
     def fill(connection: Connection) -> None:
         connection.execute(insert(t.instance), list(instances()))
         connection.execute(insert(t.incident), list(incidents()))
-        connection.exec_driver_sql("ANALYZE")
+        tables = " TABLE saga_instance, saga_incident" if connection.dialect.name == "mysql" else ""
+        connection.exec_driver_sql(f"ANALYZE{tables}").close()
 
     await database.run(fill)
     return database
@@ -115,11 +116,11 @@ async def plan(database: Database, asked: Any) -> Seen:
         event.remove(sync, "before_cursor_execute", noted)
     assert found, "a plan of nothing tells nothing"
     [(statement, parameters)] = statements
-    how = "EXPLAIN QUERY PLAN" if database.dialect == "sqlite" else "EXPLAIN (FORMAT JSON)"
+    how, seen = PLANS[database.dialect]
     rows = await database.run(
         lambda connection: connection.exec_driver_sql(f"{how} {statement}", parameters).all()
     )
-    return seen_sqlite(rows) if database.dialect == "sqlite" else seen_postgresql(rows[0][0])
+    return seen(rows)
 
 
 def seen_sqlite(rows: Sequence[Any]) -> Seen:
@@ -131,13 +132,30 @@ def seen_sqlite(rows: Sequence[Any]) -> Seen:
     return Seen(scans, ROWS if sorts and by_key else 0)
 
 
-def seen_postgresql(told: Any) -> Seen:
+def seen_mysql(rows: Sequence[Any]) -> Seen:
+    steps = [row._mapping for row in rows]
+    scans = [str(step) for step in steps if step["table"] == "saga_instance" and step["type"] == "ALL"]
+    return Seen(
+        scans,
+        max((int(step["rows"] or 0) for step in steps if "filesort" in (step["Extra"] or "")), default=0),
+    )
+
+
+def seen_postgresql(rows: Sequence[Any]) -> Seen:
+    told = rows[0][0]
     nodes = list(walk((json.loads(told) if isinstance(told, str) else told)[0]["Plan"]))
     scans = [
         str(node) for node in nodes
         if node["Node Type"] == "Seq Scan" and node["Relation Name"] == "saga_instance"
     ]  # fmt: skip
     return Seen(scans, max((node["Plan Rows"] for node in nodes if node["Node Type"] == "Sort"), default=0))
+
+
+PLANS: Final[dict[str, tuple[str, Callable[[Sequence[Any]], Seen]]]] = {
+    "mysql": ("EXPLAIN", seen_mysql),
+    "postgresql": ("EXPLAIN (FORMAT JSON)", seen_postgresql),
+    "sqlite": ("EXPLAIN QUERY PLAN", seen_sqlite),
+}
 
 
 def walk(node: dict[str, Any]) -> Iterator[dict[str, Any]]:

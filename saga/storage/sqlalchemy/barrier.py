@@ -1,7 +1,7 @@
 """The barrier's statements, one class per dialect: constant texts, so that drivers keep them prepared.
 
 Hot statements go past the SQL compiler (`exec_driver_sql`): the single insert is on every command. Any number of keys
-is one statement: arrays on PostgreSQL, a JSON array on SQLite, both in the order given, which is sorted by key (P24).
+is one statement: arrays on PostgreSQL, a JSON array elsewhere, in the order given, which is sorted by key (P24).
 PostgreSQL's texts number their parameters as its protocol does; drivers with marks of their own get them rewritten.
 """
 
@@ -18,6 +18,7 @@ from sqlalchemy import Connection, CursorResult
 
 from saga.clock import Clock
 from saga.storage.base import BarrierKey, BarrierRow
+from saga.storage.sqlalchemy.mysqlbarrier import MySQLBarrier
 
 CANCELLED: Final = "cancelled"
 
@@ -183,7 +184,9 @@ class SqliteBarrier:
 
 def statements(dialect: str, namespace: str, clock: Clock) -> BarrierStatements:
     """Return the statements of a dialect."""
-    return SqliteBarrier(namespace, clock) if dialect == "sqlite" else PostgresqlBarrier(namespace)
+    if dialect == "sqlite":
+        return SqliteBarrier(namespace, clock)
+    return MySQLBarrier(namespace) if dialect == "mysql" else PostgresqlBarrier(namespace)
 
 
 def _columns(rows: Iterable[Sequence[Any]]) -> list[list[Any]]:

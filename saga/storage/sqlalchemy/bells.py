@@ -1,5 +1,7 @@
 """How a process hears that another one put something into a queue: NOTIFY on PostgreSQL, the file's log on SQLite.
 
+MySQL and MariaDB have no way to tell, so there the newest row is looked at again and again.
+
 A notification is sent after the commit and on its own, never inside it: one that travels with a commit makes all such
 commits wait for each other (docs/design/0007). What is not heard, the broker's own look finds.
 """
@@ -12,11 +14,13 @@ import os
 from collections.abc import Callable, Collection
 from typing import Any, Final
 
-from sqlalchemy import text
+from sqlalchemy import func, select, text
 
 from saga.clock import Clock
+from saga.errors import StorageBusy, StorageUnavailable
 from saga.storage.sqlalchemy.database import Database
 from saga.storage.sqlalchemy.failures import describe
+from saga.storage.sqlalchemy.tables import queue
 
 log: Final[logging.Logger] = logging.getLogger("saga.storage")
 
@@ -26,6 +30,8 @@ BACKOFF_SECONDS: Final = 0.1
 BACKOFF_SECONDS_MAX: Final = 2.0
 WATCH_SECONDS: Final = 0.02
 LISTEN_SECONDS: Final = 3.0
+POLL_SECONDS: Final = 0.1
+NEWEST: Final = select(func.max(queue.c.id))
 
 HOLD: Final = text("SELECT pg_advisory_lock(CAST(:lock AS bigint))")
 
@@ -123,6 +129,29 @@ class _PsycopgEars:
             # shorter than what cuts the connection, which takes a silence for a dead link
             async for notification in self._driver.notifies(timeout=LISTEN_SECONDS):
                 self._notified(notification.payload)
+
+
+class PollBell:
+    """MySQL and MariaDB: a look at the newest number of the queue, which an index answers."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def listen(self, heard: Callable[[str], None], lost: Callable[[], None]) -> None:
+        heard("")
+        seen: int | None = None
+        while True:
+            await self._database.clock.sleep(POLL_SECONDS)
+            try:
+                newest = await self._database.run(lambda connection: connection.scalar(NEWEST), once=True)
+            except (StorageUnavailable, StorageBusy):
+                continue  # what that means for consumers, the broker's own look finds out
+            if newest != seen:
+                seen = newest
+                heard("")
+
+    async def ring(self, channels: Collection[str]) -> None:
+        """The commit has put the row there."""
 
 
 class FileBell:

@@ -13,8 +13,11 @@ from sqlalchemy.orm import Session, scoped_session
 
 from saga.errors import WrongDatabase
 from saga.storage.sqlalchemy.database import Database
+from saga.storage.sqlalchemy.servers import SERVERS
 
-DEFAULT_PORTS: Final = {"postgresql": 5432}
+DEFAULT_PORTS: Final = {name: server.port for name, server in SERVERS.items()}
+SAME: Final = {"mariadb": "mysql"}
+"""Two names of one dialect."""
 LOOPBACK: Final = (None, "", "localhost", "127.0.0.1", "::1")
 T = TypeVar("T")
 
@@ -54,7 +57,8 @@ def same_database(session: Any, database: Database) -> None:
 
 def place(url: URL) -> tuple[str, ...]:
     """Return what tells a database from every other, however its address is written."""
-    backend, database = url.get_backend_name(), url.database or ""
+    named, database = url.get_backend_name(), url.database or ""
+    backend = SAME.get(named, named)
     if backend == "sqlite":
         return backend, os.path.realpath(database)
     host = "localhost" if url.host in LOOPBACK else str(url.host)

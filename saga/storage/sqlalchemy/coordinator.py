@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Connection, bindparam, select, tuple_
+from sqlalchemy import Connection, Select, bindparam, select, tuple_
 
 from saga.failpoints import failpoint
 from saga.storage.base import (
@@ -25,6 +25,7 @@ from saga.storage.base import (
 from saga.storage.sqlalchemy import tables as t
 from saga.storage.sqlalchemy.callers import inside
 from saga.storage.sqlalchemy.database import Database
+from saga.storage.sqlalchemy.mysql import MySQLStatements
 from saga.storage.sqlalchemy.postgresql import PostgreSQLStatements
 from saga.storage.sqlalchemy.recent import Known, RecentInstances
 from saga.storage.sqlalchemy.statements import SERVED, Statements, has_rare
@@ -44,8 +45,14 @@ PENDING: Final = (
 
 def statements_for(database: Database, namespace: str, *, queued: bool = False) -> Statements:
     """Return the statements of the database's dialect. `queued`: commands go into the queue of the database broker."""
-    kind = PostgreSQLStatements if database.dialect == "postgresql" else Statements
-    return kind(namespace, database.clock, queued=queued)
+    return _STATEMENTS[database.dialect](namespace, database.clock, queued=queued)
+
+
+_STATEMENTS: Final[dict[str, type[Statements]]] = {
+    "mysql": MySQLStatements,
+    "postgresql": PostgreSQLStatements,
+    "sqlite": Statements,
+}
 
 
 class SqlCoordinatorStore:
@@ -69,7 +76,7 @@ class SqlCoordinatorStore:
 
     @property
     def writers(self) -> int:
-        return 2 if self._sql.writes_at_once else 1
+        return self._sql.writers
 
     async def advance(
         self, run_ids: Collection[UUID], work: Work, confirmed: Collection[int], session: Any = None
@@ -257,13 +264,14 @@ class SqlClientStore:
             .limit(1)
         )
 
-        def read(connection: Connection) -> Existing | None:
+        def read(connection: Connection, query: Select[Any]) -> Existing | None:
             row = connection.execute(query).one_or_none()
             return None if row is None else Existing(*row)
 
         if session is None:
-            return await self._database.run(read)
-        return await inside(session, self._database, read)
+            return await self._database.run(lambda connection: read(connection, query))
+        current = self._sql.as_committed(query)
+        return await inside(session, self._database, lambda connection: read(connection, current))
 
     async def read_closed(self, run_ids: Collection[UUID]) -> Sequence[Closed]:
         i = t.instance.c

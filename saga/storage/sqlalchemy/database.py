@@ -26,15 +26,14 @@ from saga.errors import ConfigurationError, MissingExtra, StorageBusy, StorageUn
 from saga.failpoints import failpoint
 from saga.storage.sqlalchemy import quiet, threadengine
 from saga.storage.sqlalchemy.failures import (
-    REFUSED_STATES,
     UNUSABLE_SQLITE,
     Failure,
     classify,
     describe,
+    is_refusal,
     sqlite_name,
-    sqlstate,
 )
-from saga.storage.sqlalchemy.pools import pass_over_the_dead
+from saga.storage.sqlalchemy.servers import SERVERS, Bounds, Server
 
 T = TypeVar("T")
 log: Final[logging.Logger] = logging.getLogger("saga.storage")
@@ -48,6 +47,10 @@ TRIES: Final = 5
 _DRIVERS: Final = {
     "sqlite": ("sqlite+aiosqlite", "aiosqlite", ""),
     "sqlite+aiosqlite": ("sqlite+aiosqlite", "aiosqlite", ""),
+    "mariadb": ("mysql+asyncmy", "asyncmy", "mysql"),
+    "mariadb+asyncmy": ("mysql+asyncmy", "asyncmy", "mysql"),
+    "mysql": ("mysql+asyncmy", "asyncmy", "mysql"),
+    "mysql+asyncmy": ("mysql+asyncmy", "asyncmy", "mysql"),
     "postgresql": ("postgresql+asyncpg", "asyncpg", "postgres"),
     "postgresql+asyncpg": ("postgresql+asyncpg", "asyncpg", "postgres"),
     "postgresql+psycopg": ("postgresql+psycopg", "psycopg", "psycopg"),
@@ -61,7 +64,8 @@ def async_url(url: str | URL) -> URL:
     except (ArgumentError, ValueError):
         # their texts quote the address; a password with an @ in it would be shown
         raise ConfigurationError(
-            "The database address cannot be read; it looks like postgresql://user:password@host/name or sqlite:///file."
+            "The database address cannot be read; it looks like postgresql://user:password@host/name, mysql://... "
+            "or sqlite:///file."
         ) from None
     if parsed.drivername not in _DRIVERS:
         known = ", ".join(sorted(_DRIVERS))
@@ -102,18 +106,20 @@ class Database:
         # P36: writers of one process queue here, first come first served, not on SQLite's busy timeout
         self.writer: asyncio.Lock | None = asyncio.Lock() if self.dialect == "sqlite" else None
         self._turn = asyncio.Lock() if self.dialect == "sqlite" else None
+        bounds = Bounds(CONNECT_SECONDS, STATEMENT_SECONDS, LOCK_SECONDS, idle_in_transaction_seconds)
+        self._server: Server | None = None if self.writer else SERVERS[self.dialect](bounds, schema)
+        pool = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": STATEMENT_SECONDS}
         self.engine: AsyncEngine = (
-            self._sqlite_engine(pool_size)
-            if self.writer
-            else self._postgresql_engine(pool_size, idle_in_transaction_seconds)
+            self._sqlite_engine(pool_size) if self._server is None else self._server.engine(self.url, **pool)
         )
         # shares the pool; on SQLite every statement needs the writer's turn, so there it would save nothing
         self._autocommit = (
-            None if self.writer else self.engine.execution_options(isolation_level="AUTOCOMMIT")
+            self.engine.execution_options(isolation_level="AUTOCOMMIT")
+            if self._server is not None and self._server.single_statements
+            else None
         )
 
         self._reading = self.engine.execution_options(saga_reads=True) if self.writer else None
-        self._idle_in_transaction_seconds = idle_in_transaction_seconds
         self._threads: Engine | None = None
 
     def _sqlite_engine(self, pool_size: int) -> AsyncEngine:
@@ -140,48 +146,6 @@ class Database:
         }
         return self.url, arguments
 
-    def _postgresql_engine(self, pool_size: int, idle_seconds: float | None) -> AsyncEngine:
-        engine = create_async_engine(
-            self.url,
-            hide_parameters=True,
-            isolation_level="READ COMMITTED",  # PG-4: set, not hoped for
-            pool_size=pool_size,
-            max_overflow=0,
-            pool_timeout=STATEMENT_SECONDS,
-            pool_use_lifo=True,
-            connect_args=self._postgresql_driver(self._settings(idle_seconds)),
-        )
-        pass_over_the_dead(engine.sync_engine)
-        return engine
-
-    def _postgresql_driver(self, settings: dict[str, str]) -> dict[str, Any]:
-        """Return the arguments of the driver's connections."""
-        if self.url.get_driver_name() == "psycopg":
-            from saga.storage.sqlalchemy import psycopglink  # an extra
-
-            return psycopglink.arguments(
-                settings, connect_seconds=CONNECT_SECONDS, answer_seconds=STATEMENT_SECONDS + 1
-            )
-        return {
-            "timeout": CONNECT_SECONDS,
-            "command_timeout": STATEMENT_SECONDS + 1,
-            "server_settings": settings,
-        }
-
-    def _settings(self, idle_seconds: float | None) -> dict[str, str]:
-        """Return what the server is told of each connection."""
-        settings = {
-            "application_name": "saga",
-            "default_transaction_isolation": "read committed",  # PG-4: also where a statement is a transaction
-            "statement_timeout": str(int(STATEMENT_SECONDS * 1000)),
-            "lock_timeout": str(int(LOCK_SECONDS * 1000)),
-        }
-        if idle_seconds is not None:
-            settings["idle_in_transaction_session_timeout"] = str(int(idle_seconds * 1000))
-        if self.schema is not None:
-            settings["search_path"] = '"' + self.schema.replace('"', '""') + '"'
-        return settings
-
     def serve_threads(self, connections: int) -> Engine:
         """Return the engine of sessions in threads, made at the first call, with so many connections of its own.
 
@@ -190,26 +154,28 @@ class Database:
         """
         if self._threads is None:
             pool = {"pool_size": connections, "max_overflow": 0, "pool_timeout": STATEMENT_SECONDS}
-            if self.writer is not None:
-                self._threads = threadengine.sqlite(self.url, busy_seconds=STATEMENT_SECONDS, **pool)
-                take, give_back = threadengine.turns(self.writer, asyncio.get_running_loop())
-                _queue_writers(self._threads, take, give_back)
-            else:
-                self._threads = threadengine.postgresql(
-                    self.url,
-                    self._settings(self._idle_in_transaction_seconds),
-                    connect_seconds=CONNECT_SECONDS,
-                    answer_seconds=STATEMENT_SECONDS + 1,
-                    **pool,
-                )
+            self._threads = (
+                self._sqlite_thread_engine(pool)
+                if self._server is None
+                else self._server.thread_engine(self.url, **pool)
+            )
         return self._threads
+
+    def _sqlite_thread_engine(self, pool: dict[str, Any]) -> Engine:
+        writer = self.writer
+        assert writer is not None
+        engine = threadengine.sqlite(self.url, busy_seconds=STATEMENT_SECONDS, **pool)
+        take, give_back = threadengine.turns(writer, asyncio.get_running_loop())
+        _queue_writers(engine, take, give_back)
+        return engine
 
     @property
     def place(self) -> str:
         """Where the database is, for people: host, port and name, or the file; never who logs in."""
-        if self.writer is not None:
+        if self._server is None:
             return str(self.url.database)
-        return f"{self.url.host or 'the local socket'}:{self.url.port or 5432}/{self.url.database or ''}"
+        port = self.url.port or self._server.port
+        return f"{self.url.host or 'the local socket'}:{port}/{self.url.database or ''}"
 
     async def ping(self) -> bool:
         """Return True once the server answered one statement."""
@@ -285,7 +251,7 @@ class Database:
 
     def _raise_refusal(self, error: BaseException) -> None:
         """Say what an operator must see to: nothing here changes it by trying again."""
-        if sqlstate(error).startswith(REFUSED_STATES):
+        if is_refusal(error):
             raise ConfigurationError(
                 f"The database at {self.place} refuses the log-in: {describe(error)}."
             ) from None

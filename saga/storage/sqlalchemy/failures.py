@@ -1,4 +1,4 @@
-"""What a driver's exception means for a transaction: one table by SQLSTATE or error name, never by class (SQL-5)."""
+"""What a driver's exception means for a transaction: tables by SQLSTATE, number or name, never by class (SQL-5)."""
 
 from __future__ import annotations
 
@@ -33,8 +33,48 @@ REFUSALS: Final = {
     ),
 }
 """psycopg does not tell the state of a refused log-in. Servers that speak another language are tried again in vain."""
+BUSY_CODES: Final = frozenset(
+    {
+        1020,  # the row changed after the snapshot was taken (MariaDB)
+        1205,  # waited for a lock
+        1213,  # deadlock, or on Galera another node was first
+        1317,  # the statement was ended by somebody
+        1412,  # the table's definition changed under the transaction
+        1615,  # the same, of a prepared statement
+        1969,  # took longer than max_statement_time (MariaDB)
+        3024,  # took longer than max_execution_time (MySQL)
+        3572,  # would have had to wait for a lock (MySQL)
+    }
+)
+LOST_CODES: Final = frozenset(
+    {
+        0,  # the driver's own: it is not connected
+        1040,  # too many connections
+        1047,  # this node of Galera takes no statements now
+        1053,  # the server shuts down
+        1180,  # COMMIT failed (Galera): nobody can tell how it ended
+        1203,  # too many connections of this user
+        1927,  # killed
+        2002,  # could not be made, of a socket
+        2003,  # could not be made
+        2006,  # gone
+        2013,  # broke during a statement
+        2014,  # answer and question are out of step
+        2027,  # a packet that makes no sense
+        2055,  # broke during a statement
+        4031,  # idle for too long
+    }
+)
+REFUSED_CODES: Final = frozenset({1044, 1045, 1049, 1130, 1698})
+"""Of a refused log-in on MySQL and MariaDB: user, password, database, host."""
+NUMBERING: Final = ("asyncmy", "pymysql")
+"""Drivers whose errors have the server's number first. The states that they have as well tell less: many share one."""
 BUSY_SQLITE: Final = ("SQLITE_BUSY", "SQLITE_LOCKED")
 UNUSABLE_SQLITE: Final = ("SQLITE_CANTOPEN", "SQLITE_NOTADB")
+
+
+class TryAgain(Exception):
+    """The database refused this try in other ways than by an error: roll back and run the whole function again."""
 
 
 def classify(error: BaseException) -> Failure:
@@ -42,6 +82,8 @@ def classify(error: BaseException) -> Failure:
     if isinstance(error, DBAPIError):
         if error.connection_invalidated:
             return Failure.LOST
+        if (number := code(error)) is not None:
+            return _meaning(number)
         state = sqlstate(error)
         if state in BUSY_STATES or sqlite_name(error).startswith(BUSY_SQLITE):
             return Failure.BUSY
@@ -52,7 +94,7 @@ def classify(error: BaseException) -> Failure:
         if not state and isinstance(error, OperationalError) and _diagnosis(error.orig) is not None:
             return Failure.LOST  # psycopg: libpq's own words, and every error of connecting
         return Failure.FATAL
-    if isinstance(error, PoolTimeout):
+    if isinstance(error, PoolTimeout | TryAgain):
         return Failure.BUSY  # every connection is in use; it is no DBAPIError and no TimeoutError
     if isinstance(error, ConnectionError | TimeoutError | OSError):
         return Failure.LOST
@@ -69,8 +111,24 @@ def describe(error: BaseException) -> str:
         ),
         None,
     )
-    parts = [type(cause).__name__, sqlstate(error) or sqlite_name(error), str(constraint or "")]
-    return " ".join(filter(None, parts))
+    number = code(error)
+    known = sqlstate(error) or sqlite_name(error) if number is None else str(number or "")
+    return " ".join(filter(None, (type(cause).__name__, known, str(constraint or ""))))
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the server refuses the log-in, so that an operator must act."""
+    number = code(error)
+    return sqlstate(error).startswith(REFUSED_STATES) if number is None else number in REFUSED_CODES
+
+
+def code(error: BaseException) -> int | None:
+    """Return the number of an error of MySQL or MariaDB, 0 if the driver itself raised it; None for other drivers."""
+    cause = getattr(error, "orig", None) or error
+    if type(cause).__module__.partition(".")[0] not in NUMBERING:
+        return None
+    first = cause.args[0] if cause.args else 0
+    return first if isinstance(first, int) else 0
 
 
 def sqlstate(error: BaseException) -> str:
@@ -90,6 +148,12 @@ def sqlite_name(error: BaseException) -> str:
     """Return SQLite's name of a driver's error, empty where it has none."""
     cause = getattr(error, "orig", None)
     return str(getattr(cause, "sqlite_errorname", ""))
+
+
+def _meaning(number: int) -> Failure:
+    if number in BUSY_CODES:
+        return Failure.BUSY
+    return Failure.LOST if number in LOST_CODES else Failure.FATAL
 
 
 def _diagnosis(cause: object) -> Any:

@@ -62,7 +62,7 @@ class SqlOutboxStore:
                     self._sql.insert_ignore(t.lease).values(expires_at=now),
                     [{"namespace": self._namespace, "name": name, "epoch": 0} for name in missing],
                 )
-            held = connection.execute(
+            take = (
                 update(t.lease)
                 .where(
                     row.namespace == self._namespace,
@@ -75,9 +75,8 @@ class SqlOutboxStore:
                     (row.owner, owner),
                     (row.expires_at, now + timedelta(seconds=seconds)),
                 )
-                .returning(row.name, row.epoch)
-            ).all()
-            return sorted(Lease(*each) for each in held)
+            )
+            return sorted(self._sql.take_leases(connection, take, names, owner))
 
         leases = await self._database.run(transaction)
         self._rows_there.update(names)

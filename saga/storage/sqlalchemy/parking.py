@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Final
 from uuid import UUID
 
 from sqlalchemy import Connection, delete, select
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from saga.storage.base import ParkedRow
 from saga.storage.sqlalchemy import tables as t
+from saga.storage.sqlalchemy.coordinator import statements_for
 from saga.storage.sqlalchemy.database import Database
-
-# P3: ids are made before the first try, so a rerun after a lost COMMIT answer inserts nothing twice
-_SQLITE: Final = sqlite_insert(t.parked).on_conflict_do_nothing()
-_POSTGRESQL: Final = postgresql_insert(t.parked).on_conflict_do_nothing()
 
 
 class SqlParkingStore:
@@ -26,7 +20,8 @@ class SqlParkingStore:
     def __init__(self, database: Database, namespace: str) -> None:
         self._database = database
         self._namespace = namespace
-        self._insert = _SQLITE if database.dialect == "sqlite" else _POSTGRESQL
+        # P3: ids are made before the first try, so a rerun after a lost COMMIT answer inserts nothing twice
+        self._insert = statements_for(database, namespace).insert_ignore(t.parked)
 
     async def park(self, rows: Sequence[ParkedRow]) -> None:
         """Store messages; returns after the commit."""

@@ -226,6 +226,7 @@ class PostgreSQLStatements(Statements):
         rows = connection.execute(VALUES, {"namespace": self.namespace, **columns(keys, names)})
         return {ValueKey._make(row[:5]): row[5] for row in rows}
 
+    writers = 2
     writes_at_once = True
 
     def write(self, connection: Connection, changes: Changes, confirmed: Collection[int]) -> Advanced:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import select
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,6 +16,8 @@ from psycopg import AsyncConnection, Connection, OperationalError
 from psycopg.abc import RV, PQGen
 from psycopg.errors import _WaitTimeout
 from sqlalchemy import Engine, event
+
+from saga.storage.sqlalchemy.pools import is_over
 
 
 def options(settings: Mapping[str, str], *, connect_seconds: float, answer_seconds: float) -> dict[str, Any]:
@@ -62,7 +63,7 @@ class BoundedConnection(AsyncConnection[Any]):
 
     def is_closed(self) -> bool:
         """Whether it is dead, as far as it is known without a question to the server."""
-        return self.closed or _is_over(self.pgconn.socket)
+        return self.closed or is_over(self.pgconn.socket)
 
     async def wait(self, gen: PQGen[RV], *args: Any, **options: Any) -> RV:
         # cancelling would be too polite: psycopg asks the server to stop, over the same dead link, and waits for it
@@ -80,7 +81,7 @@ class BoundedThreadConnection(Connection[Any]):
 
     def is_closed(self) -> bool:
         """Whether it is dead, as far as it is known without a question to the server."""
-        return self.closed or _is_over(self.pgconn.socket)
+        return self.closed or is_over(self.pgconn.socket)
 
     def wait(self, gen: PQGen[Any], interval: float = 0.1, timeout: float | None = None) -> Any:
         if timeout is not None:
@@ -90,15 +91,6 @@ class BoundedThreadConnection(Connection[Any]):
         except _WaitTimeout:
             self.pgconn.finish()  # closed, which is how the dialect knows a lost connection
             raise OperationalError("the server does not answer") from None
-
-
-def _is_over(descriptor: int) -> bool:
-    """Whether the other side has closed the link: nobody reads an idle connection, so the socket is asked."""
-    if not hasattr(select, "poll"):
-        return False  # Windows finds out by using it
-    poll = select.poll()
-    poll.register(descriptor, getattr(select, "POLLRDHUP", 0))  # an error and a reset are always told
-    return bool(poll.poll(0))
 
 
 def _cut(descriptor: int) -> None:

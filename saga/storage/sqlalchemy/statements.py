@@ -16,7 +16,9 @@ from sqlalchemy import (
     BindParameter,
     Connection,
     Insert,
+    Select,
     Table,
+    Update,
     bindparam,
     delete,
     func,
@@ -36,6 +38,7 @@ from saga.storage.base import (
     Changes,
     HistoryRow,
     IncidentRow,
+    Lease,
     Loaded,
     MovedRow,
     NewInstance,
@@ -66,7 +69,6 @@ LOAD: Final = (
     )
     .where(_i.namespace == _NAMESPACE, _i.run_id.in_(_RUNS))
     .order_by(_i.run_id)
-    .with_for_update()
 )
 KNOWN: Final = select(_i.run_id, _i.created_at, _i.closed_at).where(
     _i.namespace == _NAMESPACE, _i.run_id.in_(_RUNS)
@@ -121,6 +123,8 @@ class Statements:
         """Return database time."""
         return self.clock.now()
 
+    load_locked = LOAD.with_for_update()
+
     def _these(self, run_ids: Collection[UUID]) -> dict[str, Any]:
         return {"b_namespace": self.namespace, "b_runs": sorted(run_ids)}
 
@@ -130,7 +134,7 @@ class Statements:
         self, connection: Connection, run_ids: Collection[UUID], *, lock: bool = False
     ) -> dict[UUID, Loaded]:
         """Load instances; `lock` takes them in id order (PG-8)."""
-        rows = connection.execute(LOAD, self._these(run_ids)).all()
+        rows = connection.execute(self.load_locked if lock else LOAD, self._these(run_ids)).all()
         now = self.now(connection)
         return {
             row.run_id: Loaded(
@@ -159,6 +163,8 @@ class Statements:
 
     # --- writing ------------------------------------------------------------------------------
 
+    writers = 1
+    """How many batches it is worth to have under way at a time."""
     writes_at_once = False
     """Whether `write` checks versions and writes in one statement, so that rows need not be locked when loaded."""
 
@@ -339,8 +345,8 @@ class Statements:
         P31: a run id that is there already is this same start, run again, and counts as inserted.
         """
         now = self.now(connection)
-        for row in changes.new:
-            self._insert_new(connection, row, now)
+        if changes.new:
+            self._insert_new(connection, changes.new, now)
         runs = self._these([row.run_id for row in changes.new])
         there = frozenset(connection.execute(KNOWN, runs).scalars())
         fresh = self._without_history(connection, there)
@@ -356,24 +362,40 @@ class Statements:
     def _starting(self) -> Insert:
         return self.insert_ignore(t.instance)
 
-    def _insert_new(self, connection: Connection, row: NewInstance, now: datetime) -> None:
-        fields = row._asdict()
-        wakeup_ms = fields.pop("wakeup_ms")
-        connection.execute(
-            self._starting,
-            {
-                "namespace": self.namespace,
-                "version": 1,
-                "created_at": now,
-                "closed_at": now if wakeup_ms is None else None,
-                "wakeup_at": wakeup(now, wakeup_ms),
-                **fields,
-            },
-        )
+    def _insert_new(self, connection: Connection, rows: Sequence[NewInstance], now: datetime) -> None:
+        """Insert instances in the order of their ids, so that two processes at once do not deadlock."""
+        values = []
+        for row in sorted(rows, key=lambda row: (row.saga, row.saga_id)):
+            fields = row._asdict()
+            wakeup_ms = fields.pop("wakeup_ms")
+            values.append(
+                {
+                    "namespace": self.namespace,
+                    "version": 1,
+                    "created_at": now,
+                    "closed_at": now if wakeup_ms is None else None,
+                    "wakeup_at": wakeup(now, wakeup_ms),
+                    **fields,
+                }
+            )
+        connection.execute(self._starting, values)
 
     def insert_ignore(self, table: Table) -> Insert:
         """Return an INSERT that leaves out rows whose key is there; what happened is told by the row count."""
         return sqlite_insert(table).on_conflict_do_nothing()
+
+    def as_committed(self, query: Select[Any]) -> Select[Any]:
+        """Return a query that sees what is committed, also in a caller's transaction with a snapshot of its own."""
+        return query
+
+    # --- leases -------------------------------------------------------------------------------
+
+    def take_leases(
+        self, connection: Connection, take: Update, names: Collection[str], owner: UUID
+    ) -> list[Lease]:
+        """Run the update that takes and renews leases of these names; return those that `owner` holds then."""
+        row = t.lease.c
+        return [Lease(*each) for each in connection.execute(take.returning(row.name, row.epoch))]
 
     # --- polling ------------------------------------------------------------------------------
 

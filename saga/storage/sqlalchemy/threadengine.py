@@ -1,6 +1,6 @@
 """The engine of handlers in threads: the same database through a synchronous driver, with a pool of its own.
 
-It keeps what the asynchronous engine keeps: READ COMMITTED and the server's bounds on PostgreSQL; on SQLite the
+It keeps what the asynchronous engine keeps: READ COMMITTED and the bounds on servers; on SQLite the
 process's one queue of writers (P36). That queue is on the loop, so a thread asks there for its turn, and tells its end.
 """
 
@@ -18,6 +18,8 @@ from saga.errors import MissingExtra
 from saga.storage.sqlalchemy.pools import pass_over_the_dead
 
 DRIVER: Final = "postgresql+psycopg"
+MYSQL_DRIVER: Final = "mysql+pymysql"
+_ASYNCMY_ONLY: Final = ("echo", "stmt_cache_size")
 _SSL: Final = {"ssl": "sslmode"}
 _ASYNCPG_ONLY: Final = (
     "prepared_statement_cache_size",
@@ -57,6 +59,39 @@ def postgresql(
         **pool,
     )
     psycopglink.bound(engine, answer_seconds)
+    pass_over_the_dead(engine)
+    return engine
+
+
+def mysql(
+    url: URL,
+    told: Callable[[], str],
+    *,
+    connect_seconds: float,
+    answer_seconds: float,
+    **pool: Any,
+) -> Engine:
+    """Return an engine on PyMySQL; its connections begin with the statement that `told` gives. Raises MissingExtra."""
+    try:
+        __import__("pymysql")
+    except ImportError:
+        raise MissingExtra(
+            "A plain `def` handler with a Session on MySQL or MariaDB needs: pip install 'saga[mysql]'."
+        ) from None
+    from saga.storage.sqlalchemy import mysqllink  # an extra
+
+    query = {name: value for name, value in url.query.items() if name not in _ASYNCMY_ONLY}
+    engine = create_engine(
+        url.set(drivername=MYSQL_DRIVER, query=query),
+        hide_parameters=True,
+        isolation_level="READ COMMITTED",  # MDB-3: set, not hoped for
+        pool_use_lifo=True,
+        connect_args=mysqllink.thread_arguments(
+            told(), connect_seconds=connect_seconds, answer_seconds=answer_seconds
+        ),
+        **pool,
+    )
+    mysqllink.bound(engine)
     pass_over_the_dead(engine)
     return engine
 

@@ -5,12 +5,25 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic.operations import Operations
 
+from saga.storage.sqlalchemy.migrations.columns import (
+    INNODB,
+    create_index,
+    data,
+    instant,
+    integer,
+    long_name,
+    name,
+    number,
+    prose,
+    small,
+    uuid,
+    word,
+)
+
 revision = "0001_first_light"
 down_revision = None
 branch_labels: tuple[str, ...] = ("saga",)
 depends_on = None
-
-NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # LITE-4: SQLite numbers INTEGER keys only
 
 # pitfalls 6.2: rows of the outbox live for milliseconds. Vacuum goes by their number, not by the table's size, and
 # does not pause, or polling slows down with the dead rows.
@@ -23,30 +36,6 @@ SHORT_LIVED = {
 REWRITTEN = {"fillfactor": 75}
 
 
-def text(name: str) -> sa.Column[str]:
-    return sa.Column(name, sa.Text(), nullable=False)
-
-
-def integer(name: str) -> sa.Column[int]:
-    return sa.Column(name, sa.Integer(), nullable=False)
-
-
-def uuid(name: str) -> sa.Column[object]:
-    return sa.Column(name, sa.Uuid(), nullable=False)
-
-
-def data(name: str) -> sa.Column[bytes]:
-    return sa.Column(name, sa.LargeBinary(), nullable=False)
-
-
-def instant(name: str, *, nullable: bool = False) -> sa.Column[object]:
-    return sa.Column(name, sa.DateTime(timezone=True), nullable=nullable)
-
-
-def number() -> sa.Column[int]:
-    return sa.Column("id", NUMBER, autoincrement=True, nullable=False)
-
-
 def upgrade(op: Operations) -> None:
     _coordinator(op)
     _reports(op)
@@ -57,28 +46,29 @@ def upgrade(op: Operations) -> None:
 def _coordinator(op: Operations) -> None:
     op.create_table(
         "saga_definition",
-        text("namespace"),
-        text("name"),
+        name("namespace"),
+        name("name"),
         integer("version"),
-        text("fingerprint"),
-        text("content"),
+        name("fingerprint"),
+        prose("content"),
         instant("created_at"),
         sa.PrimaryKeyConstraint("namespace", "name", "version", name="pk_saga_definition"),
         if_not_exists=True,
+        **INNODB,
     )
     op.create_table(
         "saga_instance",
-        text("namespace"),
+        name("namespace"),
         uuid("run_id"),
-        text("saga"),
+        name("saga"),
         integer("saga_version"),
-        text("saga_id"),
+        name("saga_id"),
         integer("run_number"),
         integer("version"),
-        text("status"),
-        text("state"),
+        word("status"),
+        prose("state"),
         data("input"),
-        sa.Column("result", sa.LargeBinary()),
+        data("result", nullable=True),
         instant("created_at"),
         instant("closed_at", nullable=True),
         instant("wakeup_at", nullable=True),
@@ -95,42 +85,45 @@ def _coordinator(op: Operations) -> None:
         ),
         postgresql_with=REWRITTEN,
         if_not_exists=True,
+        **INNODB,
     )
-    op.create_index(
+    create_index(
+        op,
         "ix_saga_instance_wakeup",
         "saga_instance",
         ["namespace", "wakeup_at"],
         postgresql_where=sa.text("wakeup_at IS NOT NULL"),
         sqlite_where=sa.text("wakeup_at IS NOT NULL"),
-        if_not_exists=True,
     )
     op.create_table(
         "saga_history",
-        text("namespace"),
+        name("namespace"),
         uuid("run_id"),
         integer("version"),
-        text("event"),
-        sa.Column("step", sa.Text()),
-        sa.Column("direction", sa.Text()),
-        sa.Column("attempt", sa.Integer()),
-        sa.Column("detail", sa.Text()),
+        word("event"),
+        name("step", nullable=True),
+        word("direction", nullable=True),
+        integer("attempt", nullable=True),
+        prose("detail", nullable=True),
         instant("at"),
         sa.PrimaryKeyConstraint("namespace", "run_id", "version", name="pk_saga_history"),
         if_not_exists=True,
+        **INNODB,
     )
     op.create_table(
         "saga_value",
-        text("namespace"),
+        name("namespace"),
         uuid("run_id"),
-        text("step"),
+        name("step"),
         integer("iteration"),
         integer("round"),
-        text("kind"),
+        word("kind"),
         data("data"),
         sa.PrimaryKeyConstraint(
             "namespace", "run_id", "step", "iteration", "round", "kind", name="pk_saga_value"
         ),
         if_not_exists=True,
+        **INNODB,
     )
 
 
@@ -138,72 +131,74 @@ def _reports(op: Operations) -> None:
     op.create_table(
         "saga_pending_reply",
         number(),
-        text("namespace"),
+        name("namespace"),
         uuid("run_id"),
-        text("saga"),
+        name("saga"),
         integer("saga_version"),
         data("body"),
         instant("received_at"),
         sa.PrimaryKeyConstraint("id", name="pk_saga_pending_reply"),
         sqlite_autoincrement=True,
         if_not_exists=True,
+        **INNODB,
     )
-    op.create_index(
+    create_index(
+        op,
         "ix_saga_pending_reply_saga",
         "saga_pending_reply",
         ["namespace", "saga", "saga_version"],
-        if_not_exists=True,
     )
     op.create_table(
         "saga_stale_reply",
         number(),
-        text("namespace"),
+        name("namespace"),
         uuid("run_id"),
-        text("step"),
-        text("direction"),
-        text("command_id"),
+        name("step"),
+        word("direction"),
+        long_name("command_id"),
         integer("attempt"),
-        text("outcome"),
+        word("outcome"),
         instant("received_at"),
         sa.PrimaryKeyConstraint("id", name="pk_saga_stale_reply"),
         sqlite_autoincrement=True,
         if_not_exists=True,
+        **INNODB,
     )
-    op.create_index(
-        "ix_saga_stale_reply_run", "saga_stale_reply", ["namespace", "run_id"], if_not_exists=True
-    )
+    create_index(op, "ix_saga_stale_reply_run", "saga_stale_reply", ["namespace", "run_id"])
     op.create_table(
         "saga_incident",
-        text("namespace"),
+        name("namespace"),
         uuid("run_id"),
-        text("kind"),
-        text("step"),
-        text("saga"),
-        text("error"),
-        text("fingerprint"),
+        word("kind"),
+        name("step"),
+        name("saga"),
+        prose("error"),
+        name("fingerprint"),
         integer("count"),
         instant("first_seen_at"),
         instant("last_seen_at"),
         instant("resolved_at", nullable=True),
         sa.PrimaryKeyConstraint("namespace", "run_id", "kind", "step", name="pk_saga_incident"),
         if_not_exists=True,
+        **INNODB,
     )
     op.create_table(
         "saga_audit",
         number(),
-        text("namespace"),
+        name("namespace"),
         uuid("run_id"),
         uuid("request_id"),
-        text("verb"),
-        text("actor"),
-        text("reason"),
-        text("status_before"),
-        text("status_after"),
+        word("verb"),
+        prose("actor"),
+        prose("reason"),
+        word("status_before"),
+        word("status_after"),
         instant("at"),
         sa.PrimaryKeyConstraint("id", name="pk_saga_audit"),
         sa.UniqueConstraint("namespace", "request_id", name="uq_saga_audit_namespace_request_id"),
         sqlite_autoincrement=True,
         if_not_exists=True,
+        **INNODB,
     )
 
 
@@ -211,97 +206,100 @@ def _outbox(op: Operations) -> None:
     op.create_table(
         "saga_outbox",
         number(),
-        text("namespace"),
-        sa.Column("part", sa.SmallInteger(), nullable=False),
+        name("namespace"),
+        small("part"),
         uuid("message_id"),
-        text("channel"),
-        text("ordering_key"),
+        name("channel"),
+        name("ordering_key"),
         data("body"),
         instant("created_at"),
         sa.PrimaryKeyConstraint("id", name="pk_saga_outbox"),
         sqlite_autoincrement=True,  # LITE-3: a deleted highest id must not come back
         postgresql_with=SHORT_LIVED,
         if_not_exists=True,
+        **INNODB,
     )
-    op.create_index("ix_saga_outbox_part", "saga_outbox", ["namespace", "part", "id"], if_not_exists=True)
+    create_index(op, "ix_saga_outbox_part", "saga_outbox", ["namespace", "part", "id"])
     op.create_table(
         "saga_outbox_delayed",
         uuid("message_id"),
-        text("namespace"),
-        sa.Column("part", sa.SmallInteger(), nullable=False),
-        text("channel"),
-        text("ordering_key"),
+        name("namespace"),
+        small("part"),
+        name("channel"),
+        name("ordering_key"),
         data("body"),
         instant("due_at"),
         sa.PrimaryKeyConstraint("message_id", name="pk_saga_outbox_delayed"),
         if_not_exists=True,
+        **INNODB,
     )
-    op.create_index(
-        "ix_saga_outbox_delayed_due", "saga_outbox_delayed", ["namespace", "due_at"], if_not_exists=True
-    )
+    create_index(op, "ix_saga_outbox_delayed_due", "saga_outbox_delayed", ["namespace", "due_at"])
     op.create_table(
         "saga_lease",
-        text("namespace"),
-        text("name"),
-        sa.Column("owner", sa.Uuid()),
+        name("namespace"),
+        name("name"),
+        uuid("owner", nullable=True),
         integer("epoch"),
         instant("expires_at"),
         sa.PrimaryKeyConstraint("namespace", "name", name="pk_saga_lease"),
         if_not_exists=True,
+        **INNODB,
     )
     op.create_table(
         "saga_outbox_blocked",
-        text("namespace"),
-        text("ordering_key"),
-        sa.Column("part", sa.SmallInteger(), nullable=False),
-        text("reason"),
+        name("namespace"),
+        name("ordering_key"),
+        small("part"),
+        prose("reason"),
         integer("attempts"),
         instant("next_try_at"),
         sa.PrimaryKeyConstraint("namespace", "ordering_key", name="pk_saga_outbox_blocked"),
         if_not_exists=True,
+        **INNODB,
     )
     op.create_table(
         "saga_parked",
         uuid("id"),
-        text("namespace"),
-        text("channel"),
-        text("reason"),
-        text("fingerprint"),
-        text("content_type"),
-        text("headers"),
+        name("namespace"),
+        name("channel"),
+        prose("reason"),
+        name("fingerprint"),
+        prose("content_type"),
+        prose("headers"),
         data("body"),
         instant("parked_at"),
         sa.PrimaryKeyConstraint("id", name="pk_saga_parked"),
         if_not_exists=True,
+        **INNODB,
     )
-    op.create_index(
-        "ix_saga_parked_fingerprint", "saga_parked", ["namespace", "fingerprint"], if_not_exists=True
-    )
+    create_index(op, "ix_saga_parked_fingerprint", "saga_parked", ["namespace", "fingerprint"])
 
 
 def _participant(op: Operations) -> None:
     op.create_table(
         "saga_barrier",
-        text("namespace"),
+        name("namespace"),
         uuid("run_id"),
-        text("step"),
+        name("step"),
         integer("iteration"),
         integer("round"),
-        text("direction"),
-        text("outcome"),
-        sa.Column("reply", sa.LargeBinary()),
+        word("direction"),
+        word("outcome"),
+        data("reply", nullable=True),
         instant("decided_at"),
         sa.PrimaryKeyConstraint(
             "namespace", "run_id", "step", "iteration", "round", "direction", name="pk_saga_barrier"
         ),
         if_not_exists=True,
+        **INNODB,
     )
     op.create_table(
         "saga_lone_run",
-        text("namespace"),
-        text("command_id"),
+        name("namespace"),
+        long_name("command_id"),
         integer("runs"),
         instant("last_run_at"),
         sa.PrimaryKeyConstraint("namespace", "command_id", name="pk_saga_lone_run"),
         if_not_exists=True,
+        **INNODB,
     )

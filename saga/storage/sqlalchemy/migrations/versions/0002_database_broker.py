@@ -7,12 +7,23 @@ from typing import Any
 import sqlalchemy as sa
 from alembic.operations import Operations
 
+from saga.storage.sqlalchemy.migrations.columns import (
+    INNODB,
+    NUMBER,
+    create_index,
+    data,
+    instant,
+    integer,
+    name,
+    number,
+    prose,
+    uuid,
+)
+
 revision = "0002_database_broker"
 down_revision = "0001_first_light"
 branch_labels = None
 depends_on = None
-
-NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # LITE-4: SQLite numbers INTEGER keys only
 
 # Rows live for milliseconds: vacuum goes by their number, not by the table's size (pitfalls 6.2).
 SHORT_LIVED = {
@@ -22,25 +33,13 @@ SHORT_LIVED = {
 }
 
 
-def text(name: str, *, nullable: bool = False) -> sa.Column[str]:
-    return sa.Column(name, sa.Text(), nullable=nullable)
-
-
-def uuid(name: str, *, nullable: bool = False) -> sa.Column[object]:
-    return sa.Column(name, sa.Uuid(), nullable=nullable)
-
-
-def instant(name: str, *, nullable: bool = False) -> sa.Column[object]:
-    return sa.Column(name, sa.DateTime(timezone=True), nullable=nullable)
-
-
 def message() -> list[sa.Column[Any]]:
     return [
         uuid("message_id"),
-        text("ordering_key"),
-        text("content_type"),
-        text("headers"),
-        sa.Column("body", sa.LargeBinary(), nullable=False),
+        name("ordering_key"),
+        prose("content_type"),
+        prose("headers"),
+        data("body"),
         instant("created_at"),
     ]
 
@@ -48,41 +47,45 @@ def message() -> list[sa.Column[Any]]:
 def upgrade(op: Operations) -> None:
     op.create_table(
         "saga_channel",
-        text("name"),
-        text("parking", nullable=True),
+        name("name"),
+        name("parking", nullable=True),
         sa.PrimaryKeyConstraint("name", name="pk_saga_channel"),
         if_not_exists=True,
+        **INNODB,
     )
     op.create_table(
         "saga_queue",
-        sa.Column("id", NUMBER, autoincrement=True, nullable=False),
-        text("channel"),
+        number(),
+        name("channel"),
         *message(),
         sa.PrimaryKeyConstraint("id", name="pk_saga_queue"),
         sqlite_autoincrement=True,  # the id of an acked message must not come back
         postgresql_with=SHORT_LIVED,
         if_not_exists=True,
+        **INNODB,
     )
-    op.create_index("ix_saga_queue_channel", "saga_queue", ["channel", "id"], if_not_exists=True)
+    create_index(op, "ix_saga_queue_channel", "saga_queue", ["channel", "id"])
     op.create_table(
         "saga_consumer",
         uuid("token"),
-        text("channel"),
+        name("channel"),
         instant("expires_at"),
         sa.Column("presence", sa.BigInteger()),
         sa.PrimaryKeyConstraint("token", name="pk_saga_consumer"),
         if_not_exists=True,
+        **INNODB,
     )
     op.create_table(
         "saga_claim",
         sa.Column("id", NUMBER, autoincrement=False, nullable=False),
-        text("channel"),
+        name("channel"),
         uuid("token", nullable=True),
         instant("due_at", nullable=True),
-        sa.Column("deliveries", sa.Integer(), nullable=False),
+        integer("deliveries"),
         *message(),
         sa.PrimaryKeyConstraint("id", name="pk_saga_claim"),
         postgresql_with=SHORT_LIVED,
         if_not_exists=True,
+        **INNODB,
     )
-    op.create_index("ix_saga_claim_token", "saga_claim", ["token"], if_not_exists=True)
+    create_index(op, "ix_saga_claim_token", "saga_claim", ["token"])
