@@ -163,9 +163,9 @@ class Statements:
 
     # --- writing ------------------------------------------------------------------------------
 
-    writers = 1
+    writers: int = 1
     """How many batches it is worth to have under way at a time."""
-    writes_at_once = False
+    writes_at_once: bool = False
     """Whether `write` checks versions and writes in one statement, so that rows need not be locked when loaded."""
 
     def write(self, connection: Connection, changes: Changes, confirmed: Collection[int]) -> Advanced:
