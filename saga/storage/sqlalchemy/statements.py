@@ -123,7 +123,7 @@ class Statements:
         """Return database time."""
         return self.clock.now()
 
-    load_locked = LOAD.with_for_update()
+    load_locked: Select[Any] = LOAD.with_for_update()
 
     def _these(self, run_ids: Collection[UUID]) -> dict[str, Any]:
         return {"b_namespace": self.namespace, "b_runs": sorted(run_ids)}
@@ -138,7 +138,13 @@ class Statements:
         now = self.now(connection)
         return {
             row.run_id: Loaded(
-                *row[:7],
+                row.run_id,
+                row.saga,
+                row.saga_version,
+                row.saga_id,
+                row.version,
+                row.state,
+                row.input,
                 now_ms=milliseconds(now, row.created_at),
                 wakeup_ms=None if row.wakeup_at is None else milliseconds(row.wakeup_at, row.created_at),
                 status=row.status,
