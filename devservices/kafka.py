@@ -194,7 +194,7 @@ def find_java() -> str:
     """Return the path of `java`."""
     program = shutil.which("java")
     if program is None:
-        raise Unavailable("no java on this machine (Debian package: openjdk-17-jre-headless)")
+        raise Unavailable("no java on this machine (Debian package: default-jre-headless)")
     return program
 
 

@@ -29,7 +29,7 @@ _PROGRAMS: Final = {
     "postgres": _Programs(postgres.find_programs, ("postgresql",)),
     "rabbitmq": _Programs(rabbitmq.find_programs, ("rabbitmq-server",)),
     # the broker itself is no package: Maven fetches it into the user's cache
-    "kafka": _Programs(kafka.find_programs, ("openjdk-17-jre-headless", "maven")),
+    "kafka": _Programs(kafka.find_programs, ("default-jre-headless", "maven")),
 }
 
 

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "--broker",
             metavar="URL",
             default=os.environ.get("DEMO_ON_BROKER", ""),
-            help="a RabbitMQ that is there; without one the database is the broker",
+            help="a RabbitMQ or Kafka that is there; without one the database is the broker",
         )
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _leave)

@@ -1,4 +1,4 @@
-"""G-04: what may be committed of a partition, whatever order its messages are finished in."""
+"""G-04: offsets, names, addresses and options of the Kafka adapter, which need no cluster."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from saga.adapters import make_broker
+from saga.brokers.kafka import KafkaBroker
 from saga.brokers.kafka.names import servers_of, topic_of
 from saga.brokers.kafka.offsets import Window
 from saga.brokers.kafka.options import KafkaOptions
+from saga.clock import SystemClock, SystemIds, TaskSpawner
 from saga.errors import ConfigurationError
 
 pytestmark = [pytest.mark.feature("G-04"), pytest.mark.stack("postgres-kafka")]
@@ -129,3 +132,11 @@ def test_a_password_in_an_address_is_refused_and_not_shown() -> None:
 def test_options_that_cannot_be_kept_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigurationError):
         KafkaOptions(**wrong)  # type: ignore[arg-type]
+
+
+async def test_an_address_of_kafka_finds_the_adapter() -> None:
+    broker = make_broker(
+        "kafka://one:9092,two:9093", None, clock=SystemClock(), ids=SystemIds(), spawner=TaskSpawner()
+    )
+    assert isinstance(broker, KafkaBroker)
+    assert not broker.capabilities.single_ack
