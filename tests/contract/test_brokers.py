@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from devservices import Kafka, LocalPostgres, Postgres, RabbitMq
+from devservices import LocalPostgres, Postgres, RabbitMq
 from saga.testing.contract import BEHAVIOURS, run
 from tests.contract.database_harness import PostgresHarness, SqliteHarness
-from tests.contract.kafka_harness import KafkaHarness
 from tests.contract.memory_harness import DurableMemoryHarness, MemoryHarness
 from tests.contract.rabbitmq_harness import RabbitMQHarness
 from tests.outbox.upgraded import upgrade
@@ -52,26 +51,6 @@ async def test_rabbitmq_keeps_the_contract(name: str, rabbitmq_server: RabbitMq)
 @pytest.mark.parametrize("name", DURABLE)
 async def test_rabbitmq_keeps_the_contract_when_it_is_killed(name: str, own_rabbitmq: RabbitMq) -> None:
     await run(BEHAVIOURS[name], RabbitMQHarness(own_rabbitmq))
-
-
-@pytest.mark.feature("G-07")
-@pytest.mark.feature("G-04")
-@pytest.mark.stack("postgres-kafka")
-@pytest.mark.parametrize("name", [name for name in BEHAVIOURS if name not in DURABLE])
-async def test_kafka_keeps_the_contract(name: str, kafka_server: Kafka) -> None:
-    harness = KafkaHarness(kafka_server)
-    if reason := BEHAVIOURS[name].reason_to_skip(harness.capabilities):
-        pytest.skip(reason)
-    await run(BEHAVIOURS[name], harness)
-
-
-@pytest.mark.feature("G-07")
-@pytest.mark.feature("G-04")
-@pytest.mark.stack("postgres-kafka")
-@pytest.mark.slow
-@pytest.mark.parametrize("name", DURABLE)
-async def test_kafka_keeps_the_contract_when_it_is_killed(name: str, own_kafka: Kafka) -> None:
-    await run(BEHAVIOURS[name], KafkaHarness(own_kafka))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,30 @@
+"""G-04, G-07: Kafka keeps the whole contract, less what is about single messages; a log has none of that."""
+
+from __future__ import annotations
+
+import pytest
+
+from devservices import Kafka
+from saga.testing.contract import BEHAVIOURS, run
+from tests.contract.kafka_harness import KafkaHarness
+from tests.contract.test_brokers import DURABLE
+
+
+@pytest.mark.feature("G-07")
+@pytest.mark.feature("G-04")
+@pytest.mark.stack("postgres-kafka")
+@pytest.mark.parametrize("name", [name for name in BEHAVIOURS if name not in DURABLE])
+async def test_kafka_keeps_the_contract(name: str, kafka_server: Kafka) -> None:
+    harness = KafkaHarness(kafka_server)
+    if reason := BEHAVIOURS[name].reason_to_skip(harness.capabilities):
+        pytest.skip(reason)
+    await run(BEHAVIOURS[name], harness)
+
+
+@pytest.mark.feature("G-07")
+@pytest.mark.feature("G-04")
+@pytest.mark.stack("postgres-kafka")
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DURABLE)
+async def test_kafka_keeps_the_contract_when_it_is_killed(name: str, own_kafka: Kafka) -> None:
+    await run(BEHAVIOURS[name], KafkaHarness(own_kafka))
