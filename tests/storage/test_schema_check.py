@@ -124,7 +124,8 @@ DAMAGE: dict[str, tuple[str, str]] = {
         "column headers on saga_parked is missing",
     ),
     "index columns": (
-        "DROP INDEX ix_saga_outbox_part /* ON saga_outbox */; CREATE INDEX ix_saga_outbox_part ON saga_outbox (part, id)",
+        "DROP INDEX ix_saga_outbox_part /* ON saga_outbox */;"
+        "CREATE INDEX ix_saga_outbox_part ON saga_outbox (part, id)",
         "index ix_saga_outbox_part on saga_outbox is part, id, not namespace, part, id",
     ),
     "unique index": (
