@@ -12,7 +12,7 @@ from tests.outbox.upgraded import upgraded
 from tests.stacks import broker_of
 
 
-@pytest.fixture(params=["sqlite", "postgres-rabbitmq"])
+@pytest.fixture(params=["sqlite", "postgres-rabbitmq", "mariadb", "mysql"])
 def stack(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from pydantic import BaseModel
-from sqlalchemy import Column, MetaData, Table, Text, event, text
+from sqlalchemy import Column, MetaData, String, Table, event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from saga import Participant, Refused, Saga
@@ -67,7 +67,7 @@ async def pay_back(order: Order) -> None: ...
 purchase = Saga("purchase", Order).step(reserve).step(charge).returns(charge.out)
 
 own = MetaData()
-orders = Table("orders", own, Column("id", Text, primary_key=True))
+orders = Table("orders", own, Column("id", String(200), primary_key=True))
 
 
 def callers_engine(url: str) -> AsyncEngine:

@@ -34,7 +34,12 @@ from tests.client.shop import Order, Place, gates, orders, purchase
 pytestmark = [pytest.mark.feature("I-04"), pytest.mark.feature("C-02")]
 
 PATIENCE = timedelta(seconds=30)
-DRIVERS = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}
+DRIVERS = {
+    "sqlite": "sqlite+pysqlite",
+    "postgresql": "postgresql+psycopg",
+    "mysql": "mysql+pymysql",
+    "mariadb": "mariadb+pymysql",
+}
 T = TypeVar("T")
 
 

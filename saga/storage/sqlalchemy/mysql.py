@@ -94,6 +94,7 @@ def insert_ignore(table: Table) -> Insert:
     """Return an INSERT that leaves out rows whose key is there, on tables of keys only.
 
     What is too long would be cut off without a word (MDB-5): the lengths of names are checked where they come from.
+    ON DUPLICATE KEY would say so, and locks gaps: starts of different ids beside each other would deadlock.
     """
     return insert(table).prefix_with("IGNORE")
 

@@ -6,6 +6,7 @@ SQL-6: an answer that does not come in time is a lost connection, which is what 
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 import asyncmy.connection
@@ -60,6 +61,18 @@ def thread_arguments(told: str, *, connect_seconds: float, answer_seconds: float
         "init_command": told,
         "binary_prefix": True,  # else bytes are taken for text first, and warned about
     }
+
+
+def silence() -> None:
+    """Keep the driver from logging the server's warnings, which have keys of rows in them (SQL-9).
+
+    Our own connections ask for none; those of a caller's session do, and our statements run there, too.
+    """
+    logging.getLogger("asyncmy").addFilter(_tells_no_warning)
+
+
+def _tells_no_warning(record: logging.LogRecord) -> bool:
+    return record.levelno != logging.WARNING
 
 
 def bound(engine: Engine) -> None:

@@ -96,7 +96,9 @@ class SqlOperatorStore:
             found.append(self._outstanding(filter.steps))
         if filter.id_prefix:
             # no LIKE: SQLite's takes upper and lower case for the same
-            found.append(func.substr(i.saga_id, 1, len(filter.id_prefix)) == filter.id_prefix)
+            # and LENGTH counts what SUBSTR counts, which on MySQL is bytes here
+            prefix = type_coerce(filter.id_prefix, i.saga_id.type)
+            found.append(func.substr(i.saga_id, 1, func.length(prefix)) == prefix)
         if filter.fingerprint is not None:
             n = t.incident.c
             held = select(n.run_id).where(

@@ -109,6 +109,7 @@ class MySQLServer:
     def engine(self, url: URL, **pool: Any) -> AsyncEngine:
         from saga.storage.sqlalchemy import mysqllink  # an extra
 
+        mysqllink.silence()
         arguments = mysqllink.arguments(
             self._told(), connect_seconds=self._bounds.connect, answer_seconds=self._bounds.answer
         )

@@ -387,7 +387,7 @@ class Statements:
         connection.execute(self._starting, values)
 
     def insert_ignore(self, table: Table) -> Insert:
-        """Return an INSERT that leaves out rows whose key is there; what happened is told by the row count."""
+        """Return an INSERT that leaves out rows whose key is there."""
         return sqlite_insert(table).on_conflict_do_nothing()
 
     def as_committed(self, query: Select[Any]) -> Select[Any]:

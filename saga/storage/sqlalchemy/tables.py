@@ -22,7 +22,7 @@ from sqlalchemy import (
     text,
 )
 
-from saga.storage.sqlalchemy.types import IDENTITY, data, instant, long_name, name, prose, uuid, word
+from saga.storage.sqlalchemy.types import IDENTITY, data, instant, key, long_name, name, prose, uuid, word
 
 metadata: Final[MetaData] = MetaData(
     naming_convention={
@@ -54,7 +54,7 @@ instance: Final[Table] = Table(
     Column("run_id", uuid(), nullable=False),
     Column("saga", name(), nullable=False),
     Column("saga_version", Integer, nullable=False),
-    Column("saga_id", name(), nullable=False),
+    Column("saga_id", key(), nullable=False),
     Column("run_number", Integer, nullable=False),
     Column("version", Integer, nullable=False),
     Column("status", word(), nullable=False),
@@ -188,7 +188,7 @@ outbox: Final[Table] = Table(
     Column("part", SmallInteger, nullable=False),
     Column("message_id", uuid(), nullable=False),
     Column("channel", name(), nullable=False),
-    Column("ordering_key", name(), nullable=False),
+    Column("ordering_key", key(), nullable=False),
     Column("body", data(), nullable=False),
     Column("created_at", instant(), nullable=False),
     sqlite_autoincrement=True,  # a deleted highest id must not come back (LITE-3)
@@ -203,7 +203,7 @@ outbox_delayed: Final[Table] = Table(
     Column("namespace", name(), nullable=False),
     Column("part", SmallInteger, nullable=False),
     Column("channel", name(), nullable=False),
-    Column("ordering_key", name(), nullable=False),
+    Column("ordering_key", key(), nullable=False),
     Column("body", data(), nullable=False),
     Column("due_at", instant(), nullable=False),
 )
@@ -225,7 +225,7 @@ blocked_key: Final[Table] = Table(
     "saga_outbox_blocked",
     metadata,
     Column("namespace", name(), nullable=False),
-    Column("ordering_key", name(), nullable=False),
+    Column("ordering_key", key(), nullable=False),
     Column("part", SmallInteger, nullable=False),
     Column("reason", prose(), nullable=False),
     Column("attempts", Integer, nullable=False),
@@ -267,7 +267,7 @@ queue: Final[Table] = Table(
     Column("id", IDENTITY, primary_key=True, autoincrement=True),
     Column("channel", name(), nullable=False),
     Column("message_id", uuid(), nullable=False),
-    Column("ordering_key", name(), nullable=False),
+    Column("ordering_key", key(), nullable=False),
     Column("content_type", prose(), nullable=False),
     Column("headers", prose(), nullable=False),
     Column("body", data(), nullable=False),
@@ -299,7 +299,7 @@ claim: Final[Table] = Table(
     Column("due_at", instant()),
     Column("deliveries", Integer, nullable=False),
     Column("message_id", uuid(), nullable=False),
-    Column("ordering_key", name(), nullable=False),
+    Column("ordering_key", key(), nullable=False),
     Column("content_type", prose(), nullable=False),
     Column("headers", prose(), nullable=False),
     Column("body", data(), nullable=False),

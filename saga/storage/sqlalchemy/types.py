@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import BINARY, BigInteger, DateTime, Integer, LargeBinary, Text, Uuid
+from sqlalchemy import BINARY, VARBINARY, BigInteger, DateTime, Integer, LargeBinary, Text, Uuid
 from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator, TypeEngine
@@ -65,6 +65,19 @@ class BinaryUuid(TypeDecorator[UUID]):
         return None if value is None else UUID(bytes=value)
 
 
+class BinaryText(TypeDecorator[str]):
+    """A text as its bytes: every collation that both servers know takes `a` and `a ` for the same (MDB-7)."""
+
+    impl: TypeEngine[Any] | type[TypeEngine[Any]] = VARBINARY(4 * NAME_LENGTH)
+    cache_ok: bool | None = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> bytes | None:
+        return None if value is None else value.encode()
+
+    def process_result_value(self, value: bytes | None, dialect: Dialect) -> str | None:
+        return None if value is None else value.decode()
+
+
 def instant() -> TypeEngine[Any]:
     """Return the column type of an instant."""
     return UtcDateTime()
@@ -75,8 +88,13 @@ def uuid() -> TypeEngine[UUID]:
     return Uuid().with_variant(BinaryUuid(), *MYSQL)
 
 
+def key() -> TypeEngine[str]:
+    """Return the column type of an id or key of any characters, blanks at its end included."""
+    return Text().with_variant(BinaryText(), *MYSQL)
+
+
 def name() -> TypeEngine[str]:
-    """Return the column type of a name or an id that others gave: what keys are made of."""
+    """Return the column type of a name, which has no blanks: what keys are made of."""
     return _varchar(NAME_LENGTH)
 
 

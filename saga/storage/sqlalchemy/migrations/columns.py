@@ -20,8 +20,13 @@ INNODB: Final = {"mysql_engine": "InnoDB"}
 
 
 def name(column: str, *, nullable: bool = False) -> sa.Column[str]:
-    """A name or id that others gave: what keys are made of."""
+    """A name, which has no blanks: what keys are made of."""
     return _varchar(column, 255, nullable)
+
+
+def key(column: str) -> sa.Column[str]:
+    """An id or key of any characters: as bytes, because collations do not see blanks at an end (MDB-7)."""
+    return sa.Column(column, sa.Text().with_variant(sa.VARBINARY(1020), *_MYSQL), nullable=False)
 
 
 def word(column: str, *, nullable: bool = False) -> sa.Column[str]:

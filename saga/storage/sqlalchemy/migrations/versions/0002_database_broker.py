@@ -14,6 +14,7 @@ from saga.storage.sqlalchemy.migrations.columns import (
     data,
     instant,
     integer,
+    key,
     name,
     number,
     prose,
@@ -36,7 +37,7 @@ SHORT_LIVED = {
 def message() -> list[sa.Column[Any]]:
     return [
         uuid("message_id"),
-        name("ordering_key"),
+        key("ordering_key"),
         prose("content_type"),
         prose("headers"),
         data("body"),
