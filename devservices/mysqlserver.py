@@ -24,7 +24,7 @@ _CONNECT_SECONDS_MAX = 10
 _START_SECONDS_MAX = 120.0
 _USER = "saga"
 
-# A commit reaches the operating system: tests kill the server and never the machine. Nothing but the loopback interface.
+# A commit reaches the operating system, since tests kill servers and no machine. Nothing but the loopback interface.
 _OPTIONS = (
     "--bind-address=127.0.0.1",
     "--innodb-flush-log-at-trx-commit=2",
