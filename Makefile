@@ -90,7 +90,7 @@ demo: $(DEMO_READY) ## run the money transfer's scenarios: make demo, make demo 
 	@$(WITH_SERVICES) $(PY) -m examples.money_transfer demo --stack $(STACK) $(ARGS)
 endif
 
-.PHONY: test test-slow test-again
+.PHONY: test test-slow test-again test-servers
 test: $(READY) ## provide all servers if possible and run the tests: make test ARGS='-k outbox'
 	@$(PY) -m devservices ensure postgres mariadb mysql rabbitmq kafka $(if $(CI),,|| true)
 	@$(call PYTEST,4) -m "not slow" $(ARGS)
@@ -98,6 +98,10 @@ test: $(READY) ## provide all servers if possible and run the tests: make test A
 test-slow: $(READY) ## the same for those of more than ten seconds each: kills under load, demos, other programs
 	@$(PY) -m devservices ensure postgres mariadb mysql rabbitmq kafka $(if $(CI),,|| true)
 	@$(call PYTEST,3) -m slow $(ARGS)
+
+test-servers: $(READY) ## what runs on a database each, on those of one kind too: MySQL as well as MariaDB
+	@$(PY) -m devservices ensure mariadb mysql rabbitmq
+	@SAGA_TEST_EVERY_SERVER=1 $(call PYTEST,3) -m "not slow" -k mysql $(ARGS)
 
 test-again: $(READY) ## what failed last, once more and one at a time
 	@failed=$$($(PY) -c 'import json; print(len(json.load(open(".pytest_cache/v/cache/lastfailed"))))'); \
@@ -108,7 +112,7 @@ test-again: $(READY) ## what failed last, once more and one at a time
 features: $(READY) ## run all tests, write build/features.json and list which rows of features.md are open
 	@$(PY) -m devservices ensure postgres mariadb mysql rabbitmq kafka || true
 	@mkdir -p build
-	@$(call PYTEST,3) -q --features-json=build/features.json $(ARGS) || echo "features: some tests failed, see above"
+	@SAGA_TEST_EVERY_SERVER=1 $(call PYTEST,3) -q --features-json=build/features.json $(ARGS) || echo "features: some tests failed, see above"
 	@$(PY) -m tests.plugins.features build/features.json
 
 .PHONY: lint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
 import pytest
@@ -16,6 +17,7 @@ BROKERS: Final = {
     MARIADB: None,
     MYSQL: None,
 }
+"""Stack to its broker's address, or to the fixture that gives one; None is the broker in the process."""
 SERVERS: Final = {
     POSTGRES_RABBITMQ: "postgres_server",
     POSTGRES: "postgres_server",
@@ -23,7 +25,9 @@ SERVERS: Final = {
     MYSQL: "mysql_server",
 }
 """Stack to the fixture that gives its database's server."""
-"""Stack to its broker's address, or to the fixture that gives one; None is the broker in the process."""
+REPEATED: Final = (MYSQL,) if os.environ.get("SAGA_TEST_EVERY_SERVER") else ()
+"""What MySQL would show once more after MariaDB: `make test-servers` and `make features` have it. Statements, errors
+and migrations run on both always (`tests/storage`)."""
 
 every_stack: Final = pytest.mark.parametrize("stack", EVERYWHERE, indirect=True)
 """For a test whose fixture `stack` has fewer by itself."""

@@ -166,7 +166,7 @@ def test_wrong_usage_is_status_2(database: str, arguments: tuple[str, ...]) -> N
         (("start", "purchase", "@no-file"), 2, "usage", "BadParameter"),
         (("show", "nobody"), 1, "SG307", "SagaNotFound"),
         (("start", "nothing", "{}"), 1, "SG104", "UnknownSaga"),
-        (("db", "check", "--database", "mysql://u:canary@h/x"), 2, "SG201", "ConfigurationError"),
+        (("db", "check", "--database", "oracle://u:canary@h/x"), 2, "SG201", "ConfigurationError"),
     ],
     ids=lambda each: " ".join(each) if isinstance(each, tuple) else None,
 )

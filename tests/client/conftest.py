@@ -9,10 +9,10 @@ import pytest
 from saga import failpoints
 from tests.client import shop
 from tests.outbox.upgraded import upgraded
-from tests.stacks import broker_of
+from tests.stacks import REPEATED, broker_of
 
 
-@pytest.fixture(params=["sqlite", "postgres-rabbitmq", "mariadb", "mysql"])
+@pytest.fixture(params=["sqlite", "postgres-rabbitmq", "mariadb", *REPEATED])
 def stack(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

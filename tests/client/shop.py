@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections import namedtuple
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 from pydantic import BaseModel
 from sqlalchemy import Column, MetaData, String, Table, event, text
@@ -67,6 +69,15 @@ async def pay_back(order: Order) -> None: ...
 purchase = Saga("purchase", Order).step(reserve).step(charge).returns(charge.out)
 
 own = MetaData()
+
+
+def _plain(value: Any) -> Any:
+    """What raw SQL gives for our texts and ids on MySQL, as it is on other databases."""
+    if not isinstance(value, bytes):
+        return value
+    return UUID(bytes=value) if len(value) == 16 and not value.isascii() else value.decode()
+
+
 orders = Table("orders", own, Column("id", String(200), primary_key=True))
 
 
@@ -109,7 +120,9 @@ class Place:
 
     async def rows(self, query: str, **parameters: Any) -> list[Any]:
         async with self.engine.connect() as connection:
-            return list((await connection.execute(text(query), parameters)).all())
+            found = await connection.execute(text(query), parameters)
+            row: Any = namedtuple("row", found.keys(), rename=True)  # type: ignore[misc]  # whatever is asked for
+            return [row(*map(_plain, each)) for each in found]
 
     async def count(self, table: str) -> int:
         return int((await self.rows(f"SELECT count(*) FROM {table}"))[0][0])

@@ -56,7 +56,7 @@ async def test_one_id_started_from_everywhere_under_crashes_is_one_instance(
     assert [await forge.end(pid) for pid in again] == [0] * CALLERS
 
     ((run_id, input),) = await place.rows("SELECT run_id, input FROM saga_instance")
-    item = "pen" if b"pen" in bytes(input) else "book"
+    item = "pen" if "pen" in (input if isinstance(input, str) else bytes(input).decode()) else "book"
     answers = set(said.read_text().splitlines())
     other = "book" if item == "pen" else "pen"
     assert answers == {f"{item} {UUID(str(run_id))}", f"{other} StartConflict"}

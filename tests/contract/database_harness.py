@@ -27,10 +27,12 @@ T = TypeVar("T")
 class DatabaseHarness(Harness):
     """What both have in common. `url` is a database that has our tables; harnesses may share it."""
 
-    publish_seconds_max = 1.0
+    publish_seconds_max = 2.5
     delivery_limit = 5
     patience_seconds = 60.0
     settle_seconds = 0.15
+    acks_seconds_max = 3.0
+    """Acks of a broker that is parted are on their way for longer, and are not waited for."""
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -77,6 +79,11 @@ class DatabaseHarness(Harness):
 
     async def settle(self) -> None:
         await asyncio.sleep(self.settle_seconds)
+        until = self._ports["clock"].monotonic() + self.acks_seconds_max
+        while self._ports["clock"].monotonic() < until:
+            if all(map(_is_idle, self._brokers)):
+                break
+            await asyncio.sleep(0.01)
         # a commit of ours, so that a database that stands still for a while is waited for
         await self._reach().run(lambda connection: connection.execute(delete(t.queue).where(false())))
 
@@ -93,6 +100,11 @@ class DatabaseHarness(Harness):
         if self._direct is not None:
             await self._direct.dispose()
         await self.spawner.close()
+
+
+def _is_idle(broker: Broker) -> bool:
+    """Whether its acks have arrived."""
+    return all(consumer._settling.idle for consumer in cast(DatabaseBroker, broker)._consumers)
 
 
 class TellingBell:

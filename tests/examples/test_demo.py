@@ -183,7 +183,7 @@ async def there(url: str, queues: Sequence[str]) -> list[str]:
         (["--database", "mysql://u:canary@h/x"], "the database's address must be of the form postgresql://"),
         (["--database", "postgresql://u:p/canary@h/x"], "the database's address must be of the form"),
         (
-            ["--database", "postgresql://u:canary@h/x", "--broker", "kafka://u:canary@h"],
+            ["--database", "postgresql://u:canary@h/x", "--broker", "redis://u:canary@h"],
             "the broker's address",
         ),
         (["--database", "postgresql://u:canary@127.0.0.1:1/x"], "PostgreSQL does not answer"),

@@ -10,9 +10,10 @@ from saga.clock import SystemClock, SystemIds, TaskSpawner
 from saga.storage.sqlalchemy.database import Database
 from tests.outbox.harness import Outbox
 from tests.outbox.upgraded import upgraded
+from tests.stacks import REPEATED
 
 
-@pytest.fixture(params=["sqlite", "postgres-rabbitmq", "mariadb", "mysql"])
+@pytest.fixture(params=["sqlite", "postgres-rabbitmq", "mariadb", *REPEATED])
 def stack(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
