@@ -41,6 +41,8 @@ DUE: Final[dict[str, tuple[str, ...]]] = {
     "D-10": STACKS,
     "D-11": (*STACKS, *DATABASE_ONLY),
     "D-16": STACKS,
+    "D-17": (POSTGRES_RABBITMQ, POSTGRES_KAFKA),  # the same program on both brokers
+    "D-18": PURE,  # the document; the suite against a participant is not there yet
     # Compensation
     "E-01": STACKS,
     "E-02": STACKS,

@@ -82,6 +82,7 @@ def test_every_reference_leads_somewhere() -> None:
     follow(whole)
 
 
+@pytest.mark.feature("D-18", acceptance=True)
 @pytest.mark.parametrize("name", MESSAGES)
 def test_a_message_of_the_wire_page_is_what_the_document_says(name: str) -> None:
     message = MESSAGES[name]
