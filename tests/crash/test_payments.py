@@ -24,9 +24,10 @@ from saga.errors import SagaCompensated
 from saga.storage.base import Filter
 from tests.crash import payments
 from tests.crash.payments import SECONDS_MAX, Order
+from tests.features_due import EVERYWHERE
 from tests.outbox.upgraded import upgraded
 from tests.plugins.features import Faults
-from tests.stacks import BROKERS, broker_of
+from tests.stacks import broker_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.feature("D-11")]
 
@@ -129,7 +130,7 @@ class House:
             process.wait()
 
 
-@pytest.fixture(params=BROKERS)
+@pytest.fixture(params=EVERYWHERE)
 def stack(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
