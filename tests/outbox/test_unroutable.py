@@ -32,7 +32,7 @@ pytestmark = pytest.mark.feature("F-05")
 SHOPS = ("a", "b", "c", "d")
 GONE = SHOPS[:3]
 INCIDENT_SECONDS = 5.0
-SLOWNESS = 10
+SLOWNESS = 3
 PATIENCE_SECONDS = 60.0
 clock = SystemClock()
 
