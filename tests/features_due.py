@@ -72,6 +72,7 @@ DUE: Final[dict[str, tuple[str, ...]]] = {
     "G-10": (POSTGRES_RABBITMQ,),  # a proxy cuts connections at COMMIT; SQLite has no connection to cut
     # Using it
     "I-01": STACKS,
+    "I-02": (POSTGRES_RABBITMQ,),  # workers of a web server share a database and a broker
     "I-06": (SQLITE,),  # an environment owns its time, so its database is SQLite on every stack
     "I-07": PURE,  # programs that type checkers refuse
     "I-11": STACKS,

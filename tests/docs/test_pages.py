@@ -27,6 +27,7 @@ pytestmark = pytest.mark.stack("sqlite")
         ("effects", "shop", set()),
         ("events", "orders", set()),
         ("synchronous", "sell", {"shop"}),
+        ("web", "try_it", {"shop", "web"}),
     ],
 )
 def test_the_examples_of_a_page_run(page: str, program: str, others: set[str], tmp_path: Path) -> None:
