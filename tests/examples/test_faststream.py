@@ -11,15 +11,19 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import pytest
+from faststream.kafka import KafkaBroker
+from faststream.rabbit import RabbitBroker
 from sqlalchemy import create_engine, make_url, text
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from devservices import Kafka, RabbitMq
 from saga import App, Saga, SagaCompensated
 from saga.adapters import make_broker
 from saga.brokers.base import Broker, OutMessage
+from saga.brokers.faststream import FastStreamBroker
 from saga.clock import SystemClock, SystemIds, TaskSpawner
 from tests.examples.parcels import SECONDS_MAX, Order, Parcel, Wire, parcels, purchase, ship, shop
 from tests.outbox.upgraded import upgraded
@@ -71,17 +75,21 @@ class Service:
         self._starts += 1
         log = self._folder / f"{self._starts}.log"
         with log.open("wb") as told:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.examples.faststream_parcels"],
-                cwd=ROOT,
-                env={**os.environ, **self._named, "SAGA_FAIL": fail},
-                stdout=told,
-                stderr=told,
-            )
+            self._spawn({**self._named, "SAGA_FAIL": fail}, told)
+        assert self._process is not None
         async with asyncio.timeout(SECONDS_MAX):
             while b"service is up" not in log.read_bytes():
                 assert self._process.poll() is None, log.read_text()
                 await clock.sleep(0.02)
+
+    def _spawn(self, named: dict[str, str], told: IO[bytes]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.examples.faststream_parcels"],
+            cwd=ROOT,
+            env={**os.environ, **named},
+            stdout=told,
+            stderr=told,
+        )
 
     async def died(self) -> int:
         assert self._process is not None
@@ -141,11 +149,11 @@ async def broker(broker_url: str) -> AsyncIterator[Broker]:
 
 
 @pytest.fixture
-async def wire(service: Service, broker: Broker) -> AsyncIterator[Wire]:
+async def wire(service: Service, broker: Broker) -> Wire:
     made = Wire(service.namespace, broker)
     await made.open()
     await service.start()
-    yield made
+    return made
 
 
 @pytest.mark.feature("I-05", acceptance=True)
@@ -232,6 +240,44 @@ async def test_many_sagas_go_through_it(app: App, service: Service) -> None:
     assert results == [Parcel(parcel=f"o-{number}") for number in range(200)]
     assert len(service.rows("SELECT 1 FROM parcel")) == 200
     assert await service.stop() == 0
+
+
+async def test_an_app_that_stops_lets_running_activities_finish(database: str, broker_url: str) -> None:
+    """In this process, and beside a broker of FastStream's that runs already."""
+    stream: Any = (
+        KafkaBroker(broker_url.removeprefix("kafka://"), enable_idempotence=True)
+        if broker_url.startswith("kafka")
+        else RabbitBroker(broker_url)
+    )
+    reached, gate = asyncio.Event(), asyncio.Event()
+    sagas = FastStreamBroker(stream)
+    slow = sagas.participant("slow", start_to_close=PATIENCE)
+
+    @slow.activity(no_compensation="nothing is done")
+    async def wait(number: int, session: AsyncSession) -> int:
+        reached.set()
+        await gate.wait()
+        return number
+
+    patience = Saga("patience", int).step(slow.activities["wait"]).returns(slow.activities["wait"].out)
+    namespace, spawner = f"stream-{secrets.token_hex(4)}", TaskSpawner()
+    there = App(database, broker=sagas, namespace=namespace, participants=[slow])
+    async with stream, App(database, broker=broker_url, namespace=namespace, sagas=[patience]) as app:
+        await stream.start()
+        await there.start(coordinator=False, participants=True)
+        assert (await there.health()).ready
+        handle = await app.client.start(patience, 7)
+        async with asyncio.timeout(SECONDS_MAX):
+            await reached.wait()
+            stopping = spawner.spawn(there.stop(), name="stopping")
+            while there.loop is not None:
+                await clock.sleep(0.01)
+            assert not stopping.done()
+            gate.set()
+            await stopping
+        assert await handle.result(timeout=PATIENCE) == 7
+        assert stream.running
+    await spawner.close()
 
 
 def _order(id: str) -> dict[str, Any]:
