@@ -187,6 +187,26 @@ class App:
             await self.stop()
 
     @asynccontextmanager
+    async def lifespan(self, server: object = None) -> AsyncIterator[None]:
+        """Run everything this app has while a web server serves: `FastAPI(lifespan=app.lifespan)`.
+
+        Any framework that takes a lifespan may call it, in each of its workers. Raises what `start` does, which ends
+        the server's start; `stop` follows when the server has answered its last request.
+        """
+        async with self:
+            yield
+
+    @asynccontextmanager
+    async def client_lifespan(self, server: object = None) -> AsyncIterator[None]:
+        """The same for the client only, where coordinator and participants are processes of their own."""
+        async with self.as_client():
+            yield
+
+    async def get_client(self) -> Client:
+        """Return `client`; as a dependency, `Depends(app.get_client)`, it is asked for while the app runs."""
+        return self.client
+
+    @asynccontextmanager
     async def as_operator(self) -> AsyncIterator[Client]:
         """Run a client that needs the database only: what it sends leaves through the outbox of those that coordinate.
 

@@ -77,6 +77,8 @@ DUE: Final[dict[str, tuple[str, ...]]] = {
     "G-10": (POSTGRES_RABBITMQ,),  # a proxy cuts connections at COMMIT; SQLite has no connection to cut
     # Using it
     "I-01": STACKS,
+    "I-02": (POSTGRES_RABBITMQ,),  # workers of a web server share a database and a broker
+    "I-05": (POSTGRES_RABBITMQ, POSTGRES_KAFKA),  # the brokers that FastStream shares with us
     "I-06": (SQLITE,),  # an environment owns its time, so its database is SQLite on every stack
     "I-07": PURE,  # programs that type checkers refuse
     "I-11": STACKS,

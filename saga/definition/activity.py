@@ -150,7 +150,8 @@ class Activity(Generic[I, O, P]):
             if self.compensation_ is not None and self.compensation_.handler is not None:
                 raise DuplicateActivity(f"Activity {self.name!r} has two compensations.", step=self.name)
             limit = self.start_to_close if isinstance(start_to_close, Unset) else start_to_close
-            self.compensation_ = Compensation(self._undo_handler(function, batch), limit, retry)
+            handler = self._undo_handler(self.participant.prepared(function), batch)
+            self.compensation_ = Compensation(handler, limit, retry)
             return function
 
         return declare if function is None else declare(function)
@@ -180,7 +181,8 @@ class Activity(Generic[I, O, P]):
             )
         if self.inquiry_ is not None:
             raise DuplicateActivity(f"Activity {self.name!r} has two inquiries.", step=self.name)
-        read = read_handler(function, what=what, batch=None, undoing=True)
+        prepared = self.participant.prepared(function)
+        read = read_handler(prepared, what=what, batch=None, undoing=True)
         other = next((name for name, type_ in read.payload.items() if type_ != self.input.type), None)
         if other is not None or read.session is not None:
             raise DefinitionError(
@@ -188,7 +190,7 @@ class Activity(Generic[I, O, P]):
                 step=self.name,
             )
         argument = next(iter(read.payload), None)
-        self.inquiry_ = Handler(function, argument, None, None, read.context, threaded=read.threaded)
+        self.inquiry_ = Handler(prepared, argument, None, None, read.context, threaded=read.threaded)
         return function
 
     def _undo_handler(self, function: Callable[..., Any], batch: int | None) -> Handler:
@@ -265,6 +267,10 @@ class Participant:
 
     def __repr__(self) -> str:
         return f"Participant({self.name!r})"
+
+    def prepared(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return what is called in a handler's place: a framework that gives arguments of its own overrides this."""
+        return function
 
     @overload
     def activity(
@@ -389,6 +395,7 @@ class Participant:
 
         def declare(function: Callable[..., Any]) -> Activity[Any, Any, Any]:
             activity_name = name or function.__name__
+            function = self.prepared(function)
             read = read_handler(function, what=f"activity {activity_name!r}", batch=batch)
             if at_least_once:
                 _check_outside(f"activity {activity_name!r}", activity_name, read, batch)

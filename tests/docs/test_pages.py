@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -27,19 +28,22 @@ pytestmark = pytest.mark.stack("sqlite")
         ("effects", "shop", set()),
         ("events", "orders", set()),
         ("synchronous", "sell", {"shop"}),
+        ("web", "try_it", {"shop", "web"}),
     ],
 )
 def test_the_examples_of_a_page_run(page: str, program: str, others: set[str], tmp_path: Path) -> None:
-    text = (ROOT / "docs" / f"{page}.md").read_text()
-    blocks = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", text, re.DOTALL))
-    assert set(blocks) == {program, *others}
-    assert len(blocks) == text.count("```python"), "a block without the name of its file"
-    for name, code in blocks.items():
-        (tmp_path / f"{name}.py").write_text(code)
-    (said,) = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
+    said = write_out(page, {program, *others}, tmp_path)
     assert run(tmp_path, f"{program}.py") == said
     if others:
         assert run(tmp_path, "-c", f"import {', '.join(sorted(others))}") == ""
+
+
+@pytest.mark.stack("postgres-rabbitmq")
+def test_the_examples_of_the_page_about_faststream_run(rabbitmq_url: str, tmp_path: Path) -> None:
+    said = write_out("faststream", {"accounts", "pay"}, tmp_path)
+    told = run(tmp_path, "pay.py", BROKER_URL=rabbitmq_url, SAGA_NAMESPACE=f"page-{secrets.token_hex(4)}")
+    logged = re.compile(r"\d{4}-\d\d-\d\d ")  # FastStream's own
+    assert "".join(line for line in told.splitlines(keepends=True) if not logged.match(line)) == said
 
 
 def test_every_kind_of_incident_stands_in_the_table_with_what_to_do() -> None:
@@ -49,11 +53,23 @@ def test_every_kind_of_incident_stands_in_the_table_with_what_to_do() -> None:
     assert set(IncidentKind) <= set(rows)
 
 
-def run(folder: Path, *arguments: str) -> str:
+def write_out(page: str, named: set[str], folder: Path) -> str:
+    """Write a page's files into a folder, and return what it says that they print."""
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    blocks = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", text, re.DOTALL))
+    assert set(blocks) == named
+    assert len(blocks) == text.count("```python"), "a block without the name of its file"
+    for name, code in blocks.items():
+        (folder / f"{name}.py").write_text(code)
+    (said,) = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
+    return str(said)
+
+
+def run(folder: Path, *arguments: str, **named: str) -> str:
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": python_path(ROOT)},
+        env={**os.environ, "PYTHONPATH": python_path(ROOT), **named},
         capture_output=True,
         text=True,
         timeout=60,

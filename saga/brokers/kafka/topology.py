@@ -28,6 +28,19 @@ _SIZE: Final = "max.message.bytes"
 _PARKING: Final = "parking="
 
 
+def settings(channel: Channel, copies: int, options: KafkaOptions) -> dict[str, str]:
+    """Return what a topic is made with beside its partitions and copies."""
+    kept = -1 if channel.parking is None else int(options.retention_seconds * 1000)
+    made = {
+        "cleanup.policy": "delete",
+        "retention.ms": str(kept),
+        _SIZE: str(options.record_bytes_max),
+    }
+    if copies >= COPIES:
+        made["min.insync.replicas"] = "2"
+    return made
+
+
 class Topology:
     """Makes and verifies topics, and answers for them."""
 
@@ -80,7 +93,7 @@ class Topology:
                 "topics are made with one copy: good for development, gone with the disk of their broker"
             )
         wanted = [
-            NewTopic(topic, self._options.partitions, copies, self._settings(each, copies))
+            NewTopic(topic, self._options.partitions, copies, settings(each, copies, self._options))
             for topic, each in channels.items()
         ]
         for topic, code, text in await self._cluster.create(wanted):
@@ -89,17 +102,6 @@ class Topology:
                     f"topic {topic} could not be made (code {code}): {text or 'no reason given'}"
                 )
         return await self._listed(list(channels))
-
-    def _settings(self, channel: Channel, copies: int) -> dict[str, str]:
-        kept = -1 if channel.parking is None else int(self._options.retention_seconds * 1000)
-        settings = {
-            "cleanup.policy": "delete",
-            "retention.ms": str(kept),
-            _SIZE: str(self._options.record_bytes_max),
-        }
-        if copies >= COPIES:
-            settings["min.insync.replicas"] = "2"
-        return settings
 
     async def _listed(self, topics: Sequence[str]) -> dict[str, Topic]:
         """Return new topics once the cluster lists them with leaders; before that a publish would find none."""
