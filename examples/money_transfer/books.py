@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+from urllib.parse import unquote, urlsplit
 
 ACCOUNTS = "SELECT id, balance FROM {schema}account ORDER BY id"
 LEDGER = "SELECT transfer, kind, account, delta FROM {schema}ledger ORDER BY id"
@@ -85,30 +87,23 @@ class SqliteAuditor:
     """Reads the one file of the embedded form."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._url = f"sqlite:///{path}"
 
     def read(self) -> Books:
-        connection = sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, timeout=SECONDS_MAX)
-        try:
-            connection.execute("BEGIN")  # until the end, every statement reads what the first one saw
-            accounts, ledger, notifications = (
-                connection.execute(query.format(schema="")).fetchall()
-                for query in (ACCOUNTS, LEDGER, NOTIFICATIONS)
-            )
-        finally:
-            connection.close()
-        return _books(accounts, ledger, notifications)
+        return _books(
+            *_in_file(self._url, [query.format(schema="") for query in (ACCOUNTS, LEDGER, NOTIFICATIONS)])
+        )
 
     def total(self) -> int:
-        connection = sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, timeout=SECONDS_MAX)
-        try:
-            return int(connection.execute(_total([""])).fetchone()[0])
-        finally:
-            connection.close()
+        ((row,),) = _in_file(self._url, [_total([""])])
+        return int(row[0])
 
 
-class PostgresAuditor:
-    """Reads the schemas of two banks and a notifier; in one snapshot, if they are in one database."""
+class ServerAuditor:
+    """Reads the schemas of two banks and a notifier; in one snapshot, if they are in one database.
+
+    A schema of MariaDB and MySQL is a database, and one snapshot has all of a server.
+    """
 
     def __init__(self, banks: Sequence[tuple[str, str]], notifier: tuple[str, str]) -> None:
         """Each service is the address of its database, as a role that may read it, and its schema."""
@@ -122,7 +117,7 @@ class PostgresAuditor:
         """Only where both banks are in one database: elsewhere there is no snapshot of both."""
         (url,) = {url for url, _ in self._banks}
         query = _total([f'"{schema}".' for _, schema in self._banks])
-        found = asyncio.run(asyncio.wait_for(_snapshot(url, [query]), SECONDS_MAX))
+        found = asyncio.run(asyncio.wait_for(snapshot(url, [query]), SECONDS_MAX))
         return int(found[0][0][0])
 
     async def read_async(self) -> Books:
@@ -135,7 +130,7 @@ class PostgresAuditor:
         queries.setdefault(url, []).append(NOTIFICATIONS.format(schema=f'"{schema}".'))
         found: dict[str, list[Sequence[Any]]] = {}
         for url, here in queries.items():
-            for query, rows in zip(here, await _snapshot(url, here), strict=True):
+            for query, rows in zip(here, await snapshot(url, here), strict=True):
                 found.setdefault(query.split(" FROM ")[0], []).extend(rows)
         return _books(*(found[query.split(" FROM ")[0]] for query in (ACCOUNTS, LEDGER, NOTIFICATIONS)))
 
@@ -143,17 +138,27 @@ class PostgresAuditor:
 def states(environment: Mapping[str, str]) -> dict[str, int]:
     """Return how many transfers stand how, as the coordinator's database says; `environment` is a layout's."""
     url = environment.get("DEMO_DATABASE") or environment["MONEY_TRANSFER_COORDINATOR_DATABASE"]
-    if not url.startswith("sqlite"):
-        (rows,) = asyncio.run(asyncio.wait_for(_snapshot(url, [STATES]), SECONDS_MAX))
-        return {row[0]: row[1] for row in rows}
-    connection = sqlite3.connect(url.partition(":///")[2], timeout=SECONDS_MAX)
-    try:
-        return dict(connection.execute(STATES).fetchall())
-    finally:
-        connection.close()
+    (rows,) = asyncio.run(asyncio.wait_for(snapshot(url, [STATES]), SECONDS_MAX))
+    return {row[0]: row[1] for row in rows}
 
 
-async def _snapshot(url: str, queries: Sequence[str]) -> list[Rows]:
+async def snapshot(url: str, queries: Sequence[str]) -> list[Rows]:
+    """Return the rows of each query as of one moment. Names are quoted by double quotes in every kind of database."""
+    scheme = url.partition(":")[0].partition("+")[0]
+    if scheme == "postgresql":
+        return await _on_postgresql(url, queries)
+    read = _in_file if scheme == "sqlite" else _on_mysql
+    return await asyncio.to_thread(read, url, queries)
+
+
+def _in_file(url: str, queries: Sequence[str]) -> list[Rows]:
+    path = url.partition(":///")[2]
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=SECONDS_MAX)) as connection:
+        connection.execute("BEGIN")  # until the end, every statement reads what the first one saw
+        return [connection.execute(query).fetchall() for query in queries]
+
+
+async def _on_postgresql(url: str, queries: Sequence[str]) -> list[Rows]:
     import asyncpg
 
     connection = await asyncpg.connect(url.replace("+asyncpg", ""), timeout=SECONDS_MAX)
@@ -162,6 +167,32 @@ async def _snapshot(url: str, queries: Sequence[str]) -> list[Rows]:
             return [[tuple(row) for row in await connection.fetch(each)] for each in queries]
     finally:
         await connection.close(timeout=SECONDS_MAX)
+
+
+def _on_mysql(url: str, queries: Sequence[str]) -> list[Rows]:
+    import pymysql
+
+    at = urlsplit(url)
+    with (
+        pymysql.connect(
+            host=at.hostname,
+            port=at.port or 3306,
+            user=unquote(at.username or ""),
+            password=unquote(at.password or ""),
+            database=at.path.removeprefix("/"),
+            connect_timeout=int(SECONDS_MAX),
+            read_timeout=SECONDS_MAX,
+            sql_mode="ANSI_QUOTES",
+        ) as connection,
+        connection.cursor() as cursor,
+    ):
+        cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        cursor.execute("START TRANSACTION WITH CONSISTENT SNAPSHOT")
+        found: list[Rows] = []
+        for query in queries:
+            cursor.execute(query)
+            found.append(cursor.fetchall())
+        return found
 
 
 def _total(schemas: Sequence[str]) -> str:
