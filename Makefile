@@ -139,9 +139,9 @@ docs: $(READY) ## build the pages of docs/ as a site, build/docs/index.html; a w
 	@echo "docs: build/docs/index.html"
 
 .PHONY: chaos
-chaos: $(READY) ## kill processes under load: make chaos STACK=postgres-rabbitmq MINUTES=20
+chaos: $(READY) ## kill processes under load: make chaos STACK=postgres-rabbitmq MINUTES=20 ARGS='--kill-broker 5'
 	$(if $(SERVICES_$(STACK)),@$(PY) -m devservices ensure $(SERVICES_$(STACK)))
-	@$(WITH_SERVICES) $(PY) -m tests.chaos --stack $(STACK) --minutes $(or $(MINUTES),20) $(ARGS)
+	@$(PY) -m tests.chaos --stack $(STACK) --minutes $(or $(MINUTES),20) $(ARGS)
 
 .PHONY: bench
 bench: $(READY) ## measure against the naive form: make bench QUICK=1 STACK=postgres-rabbitmq, postgres or sqlite

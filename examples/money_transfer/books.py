@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ SELECT (SELECT coalesce(sum(balance), 0) FROM balances) + (SELECT coalesce(sum(a
 """
 """`Books.total` in one statement, for books that are too long to be read every second."""
 STATES = "SELECT status, count(*) FROM saga_instance GROUP BY status"
+ENDS = "SELECT saga_id, status FROM saga_instance"
 SECONDS_MAX = 10.0
 
 Rows = Sequence[Sequence[Any]]
@@ -57,6 +59,22 @@ class Books:
     def moved(self, account: str) -> int:
         """Return what the ledgers say an account gained since it was opened."""
         return sum(move.delta for move in self.moves if move.account == account)
+
+    def wrong(self, ends: Mapping[str, str]) -> list[str]:
+        """Return the closed transfers whose rows are not those of their end, each once and in their order."""
+        moved: dict[str, list[str]] = {}
+        for move in self.moves:
+            moved.setdefault(move.transfer, []).append(move.kind)
+        told = Counter(self.notified)
+        right = {
+            "completed": [(["withdraw", "deposit"], 1)],
+            "compensated": [([], 0), (["withdraw", "refund"], 0)],
+        }
+        return [
+            transfer
+            for transfer, end in ends.items()
+            if end in right and (moved.get(transfer, []), told[transfer]) not in right[end]
+        ]
 
     @property
     def on_the_way(self) -> int:
@@ -137,9 +155,19 @@ class ServerAuditor:
 
 def states(environment: Mapping[str, str]) -> dict[str, int]:
     """Return how many transfers stand how, as the coordinator's database says; `environment` is a layout's."""
+    return {row[0]: row[1] for row in _asked(environment, STATES)}
+
+
+def ends(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return how each transfer stands."""
+    found = _asked(environment, ENDS)
+    return {id_.decode() if isinstance(id_, bytes) else id_: status for id_, status in found}
+
+
+def _asked(environment: Mapping[str, str], query: str) -> Rows:
     url = environment.get("DEMO_DATABASE") or environment["MONEY_TRANSFER_COORDINATOR_DATABASE"]
-    (rows,) = asyncio.run(asyncio.wait_for(snapshot(url, [STATES]), SECONDS_MAX))
-    return {row[0]: row[1] for row in rows}
+    (rows,) = asyncio.run(asyncio.wait_for(snapshot(url, [query]), SECONDS_MAX))
+    return rows
 
 
 async def snapshot(url: str, queries: Sequence[str]) -> list[Rows]:

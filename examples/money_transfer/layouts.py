@@ -60,6 +60,8 @@ class Layout(ABC):
     services: ClassVar[Sequence[str]]
     """The processes that run all the time, beside the starter."""
     auditor: Auditor
+    supervised = False
+    """Whether a process that ends by itself is started again, as a supervisor does; else it is an error."""
 
     def __init__(self, sabotage: str = "", *, opening: Opening = OPENING, stage: str = STAGE) -> None:
         """`stage` is the module of the processes' apps, `opening` what the banks begin with."""
@@ -146,7 +148,9 @@ class Layout(ABC):
                 self._deaths[name] += 1
                 self.launch(name, faults.get(name), self._order)
             elif child.status is not None and name != STARTER:
-                raise child.failure("ended by itself")
+                if not self.supervised:
+                    raise child.failure("ended by itself")
+                self.launch(name, faults.get(name))
         return self._deaths
 
     def launch(self, name: str, environment: Environment | None = None, order: str = "") -> Child:
@@ -199,8 +203,9 @@ class Services(Layout):
     def _arguments(self, name: str, order: str) -> Sequence[str]:
         if name == STARTER:
             return ["-m", self._stage, STARTER, order]
-        role = "coordinator" if name == "coordinator" else "participant"
-        return ["-m", "saga.cli", role, f"{self._stage}:{name}"]
+        service = name.partition("-")[0]  # `giro-2` is one more process of `giro`
+        role = "coordinator" if service == "coordinator" else "participant"
+        return ["-m", "saga.cli", role, f"{self._stage}:{service}"]
 
     def home(self, step: str) -> str:
         return {"withdraw": "savings", "deposit": "giro", "notify": "notifier"}[step]
