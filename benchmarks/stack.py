@@ -20,6 +20,7 @@ from benchmarks.counters import Counts, server_pid
 from devservices import Service
 from examples.money_transfer import transfer
 from saga.storage.sqlalchemy import schema
+from saga.storage.sqlalchemy.database import async_url
 
 ROLES: Final = ("coordinator", "participant")
 NAIVE_TABLES: Final = naive_database.queue.metadata
@@ -133,7 +134,7 @@ class ServerStack(Stack):
 
 
 async def _make_tables(url: str, system: str, role: str) -> None:
-    engine = create_async_engine(url)
+    engine = create_async_engine(async_url(url))
     try:
         async with engine.begin() as connection:
             if system == "saga":
