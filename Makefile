@@ -33,6 +33,10 @@ SERVICES_sqlite-shared :=
 SERVICES_postgres := postgres
 SERVICES_postgres-rabbitmq := postgres rabbitmq
 SERVICES_postgres-kafka := postgres kafka
+SERVICES_mariadb := mariadb
+SERVICES_mariadb-rabbitmq := mariadb rabbitmq
+SERVICES_mariadb-kafka := mariadb kafka
+SERVICES_all := postgres mariadb rabbitmq kafka
 # The demo on SQLite waits for no more than it needs, unless the full environment is there anyway.
 DEMO_READY := $(if $(SERVICES_$(STACK))$(wildcard $(READY)),$(READY),$(CORE))
 # Workers take whole files: those of slow tests first (tests/conftest.py), and the servers are shared.
@@ -41,7 +45,7 @@ WITH_SERVICES = $(if $(SERVICES_$(STACK)),$(PY) -m devservices run $(SERVICES_$(
 
 .PHONY: help
 help: ## list the targets
-	@echo "make TARGET [STACK=sqlite|sqlite-shared|postgres|postgres-rabbitmq|postgres-kafka] [QUICK=1] [WORKERS=4] [ARGS='...']"
+	@echo "make TARGET [STACK=sqlite|sqlite-shared|postgres|mariadb|postgres-rabbitmq|postgres-kafka|mariadb-rabbitmq|mariadb-kafka|all] [QUICK=1] [WORKERS=4] [ARGS='...']"
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # uv where there is one, else pip: both install what the lock says, hash by hash.
@@ -85,7 +89,7 @@ demo: $(READY)
 	@DEMO_ON_DATABASE="$$DATABASE" DEMO_ON_BROKER="$${BROKER-}" $(PY) -m examples.money_transfer demo $(ARGS)
 else
 .PHONY: demo
-demo: $(DEMO_READY) ## run the money transfer's scenarios: make demo, make demo STACK=postgres, or DATABASE=<url> BROKER=<url>
+demo: $(DEMO_READY) ## run the money transfer's scenarios: make demo, make demo STACK=postgres, STACK=all, or DATABASE=<url> BROKER=<url>
 	$(if $(SERVICES_$(STACK)),@$(PY) -m devservices ensure $(SERVICES_$(STACK)))
 	@$(WITH_SERVICES) $(PY) -m examples.money_transfer demo --stack $(STACK) $(ARGS)
 endif
@@ -135,9 +139,9 @@ docs: $(READY) ## build the pages of docs/ as a site, build/docs/index.html; a w
 	@echo "docs: build/docs/index.html"
 
 .PHONY: chaos
-chaos: $(READY) ## kill processes under load: make chaos STACK=postgres-rabbitmq MINUTES=20
+chaos: $(READY) ## kill processes under load: make chaos STACK=postgres-rabbitmq MINUTES=20 ARGS='--kill-broker 5'
 	$(if $(SERVICES_$(STACK)),@$(PY) -m devservices ensure $(SERVICES_$(STACK)))
-	@$(WITH_SERVICES) $(PY) -m tests.chaos --stack $(STACK) --minutes $(or $(MINUTES),20) $(ARGS)
+	@$(PY) -m tests.chaos --stack $(STACK) --minutes $(or $(MINUTES),20) $(ARGS)
 
 .PHONY: bench
 bench: $(READY) ## measure against the naive form: make bench QUICK=1 STACK=postgres-rabbitmq, postgres or sqlite

@@ -16,18 +16,20 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from benchmarks import bars, postgres_stack, results, sqlite_stack
+from benchmarks import bars, mariadb_stack, postgres_stack, results, sqlite_stack
 from benchmarks.cell import Contender, Side, Timing, alternate
 from benchmarks.profiling import HOW
 from benchmarks.results import Result
 from benchmarks.stack import ROLES, Stack
-from benchmarks.systems import SYSTEMS
+from benchmarks.systems import BARE, SYSTEMS
 from benchmarks.workloads import PARTICIPANTS, WORKLOADS
 from devservices import Unavailable
 
 STACKS: Final[dict[str, Callable[[], AbstractAsyncContextManager[Stack]]]] = {
-    "postgres-rabbitmq": partial(postgres_stack.start, with_rabbitmq=True),
-    "postgres": partial(postgres_stack.start, with_rabbitmq=False),
+    "postgres-rabbitmq": partial(postgres_stack.start, broker="rabbitmq"),
+    "postgres-kafka": partial(postgres_stack.start, broker="kafka"),
+    "postgres": partial(postgres_stack.start, broker=None),
+    "mariadb-rabbitmq": partial(mariadb_stack.start, broker="rabbitmq"),
     "sqlite": sqlite_stack.start,
 }
 LATEST: Final = Path(__file__).parent / "results" / "latest.jsonl"
@@ -49,6 +51,7 @@ class Group:
 
 
 STATELESS: Final = (Contender("naive", "stateless"), Contender("saga", "stateless"))
+ROUND_TRIP: Final = Contender(BARE, "stateless")
 BUSINESS: Final = (
     Contender("naive", "business"),
     Contender("saga", "business"),
@@ -58,12 +61,14 @@ BUSINESS: Final = (
 
 def groups(options: argparse.Namespace) -> Iterator[Group]:
     """Yield the matrix, or what of it was asked for."""
+    bare = bars.LIMITS[options.stack].round_trip_max is not None
     for workload in WORKLOADS[:1] if options.quick else WORKLOADS:
         for in_flight in (500, 1) if options.quick else (500, 64, 1):
             for contenders in (STATELESS, BUSINESS):
+                beside = (ROUND_TRIP,) if contenders is STATELESS and in_flight == 1 and bare else ()
                 wanted = tuple(
                     each
-                    for each in contenders
+                    for each in (*contenders, *beside)
                     if options.system in (None, each.system)
                     and _matches(options.only, each.participants, f"{workload}/{{}}/{in_flight}")
                 )

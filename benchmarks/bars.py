@@ -8,7 +8,8 @@ from statistics import median
 from typing import Final
 
 from benchmarks.results import Result
-from benchmarks.workloads import PARTICIPANTS
+from benchmarks.systems import BARE
+from benchmarks.workloads import PARTICIPANTS, STEPS
 
 Key = tuple[str, str, str, int]
 """System, workload, participants, in flight."""
@@ -21,6 +22,8 @@ class Limits:
     throughput_min: Mapping[str, float] = field(default_factory=dict)
     commits_max: Mapping[str, float] = field(default_factory=dict)
     latency_max: Mapping[str, float] = field(default_factory=dict)
+    round_trip_max: float | None = None
+    """Of a step with one saga in flight, in round trips of a bare message; without it that is not measured."""
     variant_max: float | None = None
     """Whether more of a pool or a prefetch helps the naive form is asked where it has them."""
 
@@ -34,6 +37,9 @@ LIMITS: Final = {
     ),
     # the queue's own work is in the same database there, so only the throughput has a bar
     "postgres": Limits(throughput_min={"stateless": 5.0}, variant_max=1.2),
+    # one handler per partition is all that its naive form has, so there is nothing to vary
+    "postgres-kafka": Limits(throughput_min={"stateless": 8.0, "business-batch": 4.0}, round_trip_max=2.5),
+    "mariadb-rabbitmq": Limits(throughput_min={"stateless": 8.0, "business-batch": 4.0}),
     "sqlite": Limits(),
 }
 LATENCY_PAIRS_MIN: Final = 5
@@ -94,6 +100,15 @@ def check(results: Sequence[Result], limits: Limits) -> Iterator[Figure]:
             ]
             name = f"1 in flight, {participants}: p50, times naive (median of {len(ratios)} pairs)"
             yield _figure(name, median(ratios), limits.latency_max.get(participants), at_least=False)
+    bare, step = (known.get((system, "transfer", "stateless", 1)) for system in (BARE, "saga"))
+    if limits.round_trip_max is not None and bare is not None and step is not None:
+        steps = len(STEPS["transfer"])
+        ratios = [
+            mine.measured.p50_ms / steps / theirs.measured.p50_ms
+            for mine, theirs in zip(step.runs, bare.runs, strict=True)
+        ]
+        name = f"1 in flight, stateless: p50 of a step, times a bare round trip ({len(ratios)} pairs)"
+        yield Bar(name, median(ratios), limits.round_trip_max, at_least=False)
 
 
 def check_variant(name: str, plain: Result, variant: Result, limit: float) -> Bar:

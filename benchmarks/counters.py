@@ -15,7 +15,7 @@ from devservices import reaper
 
 _TICK_SECONDS: Final = 1 / os.sysconf("SC_CLK_TCK")
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
-_SERVER_PROGRAMS: Final = ("postgres", "beam.smp")
+_SERVER_PROGRAMS: Final = ("postgres", "mariadbd", "beam.smp", "java")
 _ANSWER_SECONDS_MAX: Final = 10.0
 
 _COUNTS: Final = """

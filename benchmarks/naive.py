@@ -46,6 +46,7 @@ SWAP: Final = (
 MOVED: Final = accounts.c.balance + bindparam("amount")
 MOVE: Final = update(accounts).where(accounts.c.id == bindparam("key"), MOVED >= 0).values(balance=MOVED)
 MOVE_RETURNING: Final = MOVE.returning(accounts.c.balance)
+MOVED_TO: Final = select(MOVED).where(accounts.c.id == bindparam("key"), MOVED >= 0).with_for_update()
 
 
 class Refused(Exception):
@@ -189,7 +190,12 @@ async def carry_out(command: Data, on: AsyncConnection | None) -> Data:
 
 
 async def _move(on: AsyncConnection, transfer: Data, kind: str, side: str, delta: int) -> int:
-    balance = await on.scalar(MOVE_RETURNING, {"key": transfer[side], "amount": delta})
+    which = {"key": transfer[side], "amount": delta}
+    if on.dialect.update_returning:
+        balance = await on.scalar(MOVE_RETURNING, which)
+    else:  # MySQL and MariaDB return nothing of an UPDATE
+        balance = await on.scalar(MOVED_TO, which)
+        await on.execute(MOVE, which)
     if balance is None:
         raise Refused("insufficient_funds" if side == "source" else "unknown_account")
     row = {"transfer": transfer["id"], "account": transfer[side], "kind": kind, "delta": delta}

@@ -17,6 +17,7 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    String,
     Table,
     Text,
     bindparam,
@@ -38,7 +39,7 @@ queue = Table(
     metadata,
     # SQLite counts up only what is called INTEGER there
     Column("id", BigInteger().with_variant(Integer, "sqlite"), Identity(), primary_key=True),
-    Column("name", Text, nullable=False),
+    Column("name", String(200), nullable=False),  # MySQL and MariaDB have no index on a text without a length
     Column("body", Text, nullable=False),
 )
 Index("naive_queue_oldest", queue.c.name, queue.c.id)

@@ -94,7 +94,9 @@ _PROCESSES: Final = {
     "coordinator": "coord",
     "participant": "part",
     "postgresql": "pg",
+    "mariadb": "maria",
     "rabbitmq": "rabbit",
+    "kafka": "kafka",
 }
 
 

@@ -9,15 +9,18 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import ClassVar, Final
 
 from sqlalchemy import func, insert, select
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from benchmarks import naive_database, workloads
-from benchmarks.counters import Counts
+from benchmarks.brokers import Broker
+from benchmarks.counters import Counts, server_pid
+from devservices import Service
 from examples.money_transfer import transfer
 from saga.storage.sqlalchemy import schema
+from saga.storage.sqlalchemy.database import async_url
 
 ROLES: Final = ("coordinator", "participant")
 NAIVE_TABLES: Final = naive_database.queue.metadata
@@ -95,8 +98,43 @@ class Stack(ABC):
             raise RuntimeError(f"{place.name}: {balance} in the accounts, {moves} moves instead of {wanted}")
 
 
+class ServerStack(Stack):
+    """A database server, and a broker beside it or none."""
+
+    package: ClassVar[str]
+    """The database's driver."""
+
+    def __init__(self, server: Service, broker: Broker | None) -> None:
+        self._broker = broker
+        self.broker = broker.name if broker else self.database
+        servers = {self.database: server} | ({broker.name: broker.server} if broker else {})
+        self.description = ", ".join(each.description for each in servers.values())
+        self.server_pids = {
+            name: pid for name, each in servers.items() if (pid := server_pid(each.url)) is not None
+        }
+        packages = [self.package, *([broker.package] if broker else [])]
+        self.versions = versions(packages, {name: each.version for name, each in servers.items()})
+
+    def broker_url(self, place: Place) -> str:
+        return self._broker.server.url if self._broker else super().broker_url(place)
+
+    async def _remove(self, place: Place) -> None:
+        await self._remove_databases(place)
+        if self._broker is not None:
+            await self._broker.remove(place.name)
+
+    @abstractmethod
+    async def _remove_databases(self, place: Place) -> None:
+        """Remove them with whoever logs in there, also those of which only a part was made."""
+
+    @staticmethod
+    def name_of(place: Place, role: str) -> str:
+        """Return the name of a process's database, and of whoever logs in there."""
+        return f"{place.name}-{role}".replace("-", "_")
+
+
 async def _make_tables(url: str, system: str, role: str) -> None:
-    engine = create_async_engine(url)
+    engine = create_async_engine(async_url(url))
     try:
         async with engine.begin() as connection:
             if system == "saga":

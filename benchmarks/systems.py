@@ -1,16 +1,20 @@
-"""The two systems behind one face, as the worker processes run them: start, execute one saga, stop."""
+"""The systems behind one face, as the worker processes run them: start, execute one saga, stop."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from benchmarks import naive, naive_sqlite, workloads
 from benchmarks.naive_database import PolledQueues
+from benchmarks.naive_kafka import BareCoordinator, BareParticipant, PartitionedTopics
 from examples.money_transfer.transfer import Transfer
 from saga.app import App
 
 SYSTEMS: Final = ("naive", "saga")
+BARE: Final = "bare"
+"""A question and its answer on Kafka."""
 COORDINATOR_POOL: Final = 5
 PARTICIPANT_POOL: Final = 10
 
@@ -126,12 +130,18 @@ class NaiveParticipant:
 
 
 def _queues(spec: Spec) -> naive.Queues:
-    make_queues = naive.QuorumQueues if spec.broker_kind == "amqp" else PolledQueues
-    return make_queues(spec.broker, spec.name)
+    kinds: dict[str, Callable[[str, str], naive.Queues]] = {
+        "amqp": naive.QuorumQueues,
+        "kafka": PartitionedTopics,
+    }
+    return kinds.get(spec.broker_kind, PolledQueues)(spec.broker, spec.name)
 
 
 def make(spec: Spec) -> System:
     """Return what a worker runs."""
     if spec.system == "saga":
         return SagaSystem(spec)
+    if spec.system == BARE:
+        bare = BareCoordinator if spec.role == "coordinator" else BareParticipant
+        return bare(spec.broker, spec.name, in_flight=spec.in_flight)
     return NaiveCoordinator(spec) if spec.role == "coordinator" else NaiveParticipant(spec)

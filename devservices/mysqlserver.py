@@ -53,9 +53,26 @@ class MySqlServer(Service):
     def is_of(cls, version: str) -> bool:
         """Whether the server that says this of itself is of this kind."""
 
-    def database_url(self, database: str) -> str:
-        """Return the address of a database of this server."""
-        return urlunsplit(urlsplit(self.url)._replace(path=f"/{quote(database, safe='')}"))
+    def database_url(self, database: str, *, user: str | None = None, password: str = "") -> str:
+        """Return the address of a database of this server, for the administrator or for another user."""
+        parts = urlsplit(self.url)
+        if user is not None:
+            host = parts.netloc.rpartition("@")[2]
+            parts = parts._replace(netloc=f"{quote(user, safe='')}:{quote(password, safe='')}@{host}")
+        return urlunsplit(parts._replace(path=f"/{quote(database, safe='')}"))
+
+    def create_user(self, name: str, database: str) -> str:
+        """Make a user who may do anything in one database and nothing elsewhere; return the password."""
+        password = secrets.token_hex(12)
+        self.execute(
+            f"CREATE USER '{name}'@'%' IDENTIFIED BY '{password}'",
+            f"GRANT ALL PRIVILEGES ON {quoted(database)}.* TO '{name}'@'%'",
+        )
+        return password
+
+    def drop_user(self, name: str) -> None:
+        """Drop a user. A missing one is fine."""
+        self.execute(f"DROP USER IF EXISTS '{name}'@'%'")
 
     def create_database(self, name: str | None = None, *, template: str | None = None) -> str:
         """Make a database (a fresh name unless one is given) and return its address."""

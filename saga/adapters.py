@@ -130,7 +130,8 @@ def queues_of(database: Database, *, delayed_of: str | None = None) -> tuple[Que
         bell = FileBell(str(database.url.database), clock)
         return SqlQueueStore(database, QueueStatements(clock, ids, delayed_of)), bell
     if database.dialect == "mysql":
-        return SqlQueueStore(database, MySQLQueueStatements(clock, ids, delayed_of)), PollBell(database)
+        poll = PollBell(database)
+        return SqlQueueStore(database, MySQLQueueStatements(clock, ids, poll.presence, delayed_of)), poll
     notify = NotifyBell(database)
     statements = PostgreSQLQueueStatements(clock, ids, notify.presence, delayed_of)
     return SqlQueueStore(database, statements), notify

@@ -2,7 +2,7 @@
 
 A run spread over workers (`pytest -n 3 --dist loadfile`) shares one server of each kind, which the controller starts;
 every test has a database and queues of its own there. A test that breaks a server takes `own_postgres`,
-`own_rabbitmq` or `own_kafka`, which its worker has for itself.
+`own_mariadb`, `own_rabbitmq` or `own_kafka`, which its worker has for itself.
 """
 
 from __future__ import annotations
@@ -105,6 +105,26 @@ def own_postgres(pytestconfig: pytest.Config, postgres_server: Postgres) -> Iter
     with _require(pytestconfig, "PostgreSQL to be broken", LocalPostgres) as server:
         _with_password(server)
         yield server
+
+
+@pytest.fixture(scope="session")
+def own_mariadb(pytestconfig: pytest.Config, mariadb_server: MariaDb) -> Iterator[LocalMariaDb]:
+    """A MariaDB to be broken. Tests that kill it start it again before they end."""
+    if isinstance(mariadb_server, LocalMariaDb):
+        yield mariadb_server
+        return
+    with _require(pytestconfig, "MariaDB to be broken", LocalMariaDb) as server:
+        yield _with_password(server)
+
+
+@pytest.fixture(scope="session")
+def own_mysql(pytestconfig: pytest.Config, mysql_server: MySql) -> Iterator[LocalMySql]:
+    """A MySQL to be broken. Tests that kill it start it again before they end."""
+    if isinstance(mysql_server, LocalMySql):
+        yield mysql_server
+        return
+    with _require(pytestconfig, "MySQL to be broken", LocalMySql) as server:
+        yield _with_password(server)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,9 @@ SQLITE_SHARED: Final = "sqlite-shared"
 """The same on one file."""
 MARIADB: Final = "mariadb"
 MYSQL: Final = "mysql"
-"""These two with the broker in the process."""
+"""These two with the broker in the process, or themselves as the broker where that is what a test is about."""
+MARIADB_RABBITMQ: Final = "mariadb-rabbitmq"
+MARIADB_KAFKA: Final = "mariadb-kafka"
 STACKS: Final = (SQLITE, POSTGRES_RABBITMQ)
 DATABASE_ONLY: Final = (POSTGRES, SQLITE_SHARED)
 EVERYWHERE: Final = (*STACKS, *DATABASE_ONLY)
@@ -67,7 +69,7 @@ DUE: Final[dict[str, tuple[str, ...]]] = {
     "F-09": EVERYWHERE,
     # Brokers and databases
     "G-01": (SQLITE,),  # the in-process broker itself
-    "G-02": DATABASE_ONLY,  # the database broker itself
+    "G-02": (*DATABASE_ONLY, MARIADB),  # the database broker itself
     "G-03": (POSTGRES_RABBITMQ,),  # RabbitMQ itself
     "G-04": (POSTGRES_KAFKA,),  # Kafka itself
     "G-06": PURE,  # "each capability switched off in turn on the memory adapter"

@@ -10,6 +10,7 @@ import pytest
 from tests.features_due import (
     EVERYWHERE,
     MARIADB,
+    MARIADB_RABBITMQ,
     MYSQL,
     POSTGRES,
     POSTGRES_KAFKA,
@@ -26,6 +27,7 @@ BROKERS: Final = {
     SQLITE_SHARED: "database://",
     MARIADB: None,
     MYSQL: None,
+    MARIADB_RABBITMQ: "rabbitmq_url",
 }
 """Stack to its broker's address, or to the fixture that gives one; None is the broker in the process."""
 SERVERS: Final = {
@@ -34,11 +36,15 @@ SERVERS: Final = {
     POSTGRES: "postgres_server",
     MARIADB: "mariadb_server",
     MYSQL: "mysql_server",
+    MARIADB_RABBITMQ: "mariadb_server",
 }
 """Stack to the fixture that gives its database's server."""
-REPEATED: Final = (MYSQL,) if os.environ.get("SAGA_TEST_EVERY_SERVER") else ()
+_EVERY: Final = bool(os.environ.get("SAGA_TEST_EVERY_SERVER"))
+REPEATED: Final = (MYSQL,) if _EVERY else ()
 """What MySQL would show once more after MariaDB: `make test-servers` and `make features` have it. Statements, errors
 and migrations run on both always (`tests/storage`)."""
+AGAIN: Final = (MARIADB_RABBITMQ,) if _EVERY else ()
+"""The same for tests of whole services: what MariaDB with a broker would show once more after PostgreSQL."""
 
 every_stack: Final = pytest.mark.parametrize("stack", EVERYWHERE, indirect=True)
 """For a test whose fixture `stack` has fewer by itself."""

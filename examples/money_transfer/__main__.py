@@ -12,7 +12,9 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
+from typing import Final
 
+from examples.money_transfer import everywhere
 from examples.money_transfer.faults import SABOTAGES
 from examples.money_transfer.layouts import LAYOUTS, Embedded, Layout, Servers, on_servers
 from examples.money_transfer.load import REDRIVE_SECONDS, Load, opening
@@ -20,12 +22,15 @@ from examples.money_transfer.processes import DemoError
 from examples.money_transfer.runner import Runner
 from examples.money_transfer.scenarios import SCENARIOS
 
+ALL: Final = "all"
+EACH: Final = "one after the other, those of separate processes"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m examples.money_transfer", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     demo = verbs.add_parser("demo", help="play the scenarios")
-    demo.add_argument("--stack", choices=list(LAYOUTS), default="sqlite")
+    demo.add_argument("--stack", choices=[*LAYOUTS, ALL], default="sqlite", help=f"{ALL}: {EACH}")
     demo.add_argument("--seed", type=int, help="of the crash points; by default a new one each time")
     names = [scenario.name for scenario in SCENARIOS]
     demo.add_argument("--scenario", action="append", choices=names, help="play only this one (repeatable)")
@@ -41,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "--database",
             metavar="URL",
             default=os.environ.get("DEMO_ON_DATABASE", ""),
-            help="a PostgreSQL that is there, as a role that may make databases and roles; all of them go at the end",
+            help="a PostgreSQL or MariaDB that is there, as one who may make databases and roles; they go at the end",
         )
         verb.add_argument(
             "--broker",
@@ -61,6 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _demo(options: argparse.Namespace, seed: int) -> int:
     chosen = [each for each in SCENARIOS if not options.scenario or each.name in options.scenario]
+    if options.stack == ALL:
+        layouts = {name: LAYOUTS[name] for name in everywhere.STACKS}
+        return 0 if everywhere.play(layouts, chosen, seed=seed, tell=_tell) else 1
     with _layout(options) as layout:
         _introduce(layout, seed)
         return 0 if Runner(layout, seed=seed, tell=_tell).run(chosen) else 1

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+from urllib.parse import unquote, urlsplit
 
 ACCOUNTS = "SELECT id, balance FROM {schema}account ORDER BY id"
 LEDGER = "SELECT transfer, kind, account, delta FROM {schema}ledger ORDER BY id"
@@ -26,6 +29,7 @@ SELECT (SELECT coalesce(sum(balance), 0) FROM balances) + (SELECT coalesce(sum(a
 """
 """`Books.total` in one statement, for books that are too long to be read every second."""
 STATES = "SELECT status, count(*) FROM saga_instance GROUP BY status"
+ENDS = "SELECT saga_id, status FROM saga_instance"
 SECONDS_MAX = 10.0
 
 Rows = Sequence[Sequence[Any]]
@@ -56,6 +60,22 @@ class Books:
         """Return what the ledgers say an account gained since it was opened."""
         return sum(move.delta for move in self.moves if move.account == account)
 
+    def wrong(self, ends: Mapping[str, str]) -> list[str]:
+        """Return the closed transfers whose rows are not those of their end, each once and in their order."""
+        moved: dict[str, list[str]] = {}
+        for move in self.moves:
+            moved.setdefault(move.transfer, []).append(move.kind)
+        told = Counter(self.notified)
+        right = {
+            "completed": [(["withdraw", "deposit"], 1)],
+            "compensated": [([], 0), (["withdraw", "refund"], 0)],
+        }
+        return [
+            transfer
+            for transfer, end in ends.items()
+            if end in right and (moved.get(transfer, []), told[transfer]) not in right[end]
+        ]
+
     @property
     def on_the_way(self) -> int:
         """What was withdrawn and neither deposited nor refunded, in cents."""
@@ -85,30 +105,23 @@ class SqliteAuditor:
     """Reads the one file of the embedded form."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._url = f"sqlite:///{path}"
 
     def read(self) -> Books:
-        connection = sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, timeout=SECONDS_MAX)
-        try:
-            connection.execute("BEGIN")  # until the end, every statement reads what the first one saw
-            accounts, ledger, notifications = (
-                connection.execute(query.format(schema="")).fetchall()
-                for query in (ACCOUNTS, LEDGER, NOTIFICATIONS)
-            )
-        finally:
-            connection.close()
-        return _books(accounts, ledger, notifications)
+        return _books(
+            *_in_file(self._url, [query.format(schema="") for query in (ACCOUNTS, LEDGER, NOTIFICATIONS)])
+        )
 
     def total(self) -> int:
-        connection = sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, timeout=SECONDS_MAX)
-        try:
-            return int(connection.execute(_total([""])).fetchone()[0])
-        finally:
-            connection.close()
+        ((row,),) = _in_file(self._url, [_total([""])])
+        return int(row[0])
 
 
-class PostgresAuditor:
-    """Reads the schemas of two banks and a notifier; in one snapshot, if they are in one database."""
+class ServerAuditor:
+    """Reads the schemas of two banks and a notifier; in one snapshot, if they are in one database.
+
+    A schema of MariaDB and MySQL is a database, and one snapshot has all of a server.
+    """
 
     def __init__(self, banks: Sequence[tuple[str, str]], notifier: tuple[str, str]) -> None:
         """Each service is the address of its database, as a role that may read it, and its schema."""
@@ -122,7 +135,7 @@ class PostgresAuditor:
         """Only where both banks are in one database: elsewhere there is no snapshot of both."""
         (url,) = {url for url, _ in self._banks}
         query = _total([f'"{schema}".' for _, schema in self._banks])
-        found = asyncio.run(asyncio.wait_for(_snapshot(url, [query]), SECONDS_MAX))
+        found = asyncio.run(asyncio.wait_for(snapshot(url, [query]), SECONDS_MAX))
         return int(found[0][0][0])
 
     async def read_async(self) -> Books:
@@ -135,25 +148,45 @@ class PostgresAuditor:
         queries.setdefault(url, []).append(NOTIFICATIONS.format(schema=f'"{schema}".'))
         found: dict[str, list[Sequence[Any]]] = {}
         for url, here in queries.items():
-            for query, rows in zip(here, await _snapshot(url, here), strict=True):
+            for query, rows in zip(here, await snapshot(url, here), strict=True):
                 found.setdefault(query.split(" FROM ")[0], []).extend(rows)
         return _books(*(found[query.split(" FROM ")[0]] for query in (ACCOUNTS, LEDGER, NOTIFICATIONS)))
 
 
 def states(environment: Mapping[str, str]) -> dict[str, int]:
     """Return how many transfers stand how, as the coordinator's database says; `environment` is a layout's."""
+    return {row[0]: row[1] for row in _asked(environment, STATES)}
+
+
+def ends(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return how each transfer stands."""
+    found = _asked(environment, ENDS)
+    return {id_.decode() if isinstance(id_, bytes) else id_: status for id_, status in found}
+
+
+def _asked(environment: Mapping[str, str], query: str) -> Rows:
     url = environment.get("DEMO_DATABASE") or environment["MONEY_TRANSFER_COORDINATOR_DATABASE"]
-    if not url.startswith("sqlite"):
-        (rows,) = asyncio.run(asyncio.wait_for(_snapshot(url, [STATES]), SECONDS_MAX))
-        return {row[0]: row[1] for row in rows}
-    connection = sqlite3.connect(url.partition(":///")[2], timeout=SECONDS_MAX)
-    try:
-        return dict(connection.execute(STATES).fetchall())
-    finally:
-        connection.close()
+    (rows,) = asyncio.run(asyncio.wait_for(snapshot(url, [query]), SECONDS_MAX))
+    return rows
 
 
-async def _snapshot(url: str, queries: Sequence[str]) -> list[Rows]:
+async def snapshot(url: str, queries: Sequence[str]) -> list[Rows]:
+    """Return the rows of each query as of one moment. Names are quoted by double quotes in every kind of database."""
+    scheme = url.partition(":")[0].partition("+")[0]
+    if scheme == "postgresql":
+        return await _on_postgresql(url, queries)
+    read = _in_file if scheme == "sqlite" else _on_mysql
+    return await asyncio.to_thread(read, url, queries)
+
+
+def _in_file(url: str, queries: Sequence[str]) -> list[Rows]:
+    path = url.partition(":///")[2]
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=SECONDS_MAX)) as connection:
+        connection.execute("BEGIN")  # until the end, every statement reads what the first one saw
+        return [connection.execute(query).fetchall() for query in queries]
+
+
+async def _on_postgresql(url: str, queries: Sequence[str]) -> list[Rows]:
     import asyncpg
 
     connection = await asyncpg.connect(url.replace("+asyncpg", ""), timeout=SECONDS_MAX)
@@ -162,6 +195,32 @@ async def _snapshot(url: str, queries: Sequence[str]) -> list[Rows]:
             return [[tuple(row) for row in await connection.fetch(each)] for each in queries]
     finally:
         await connection.close(timeout=SECONDS_MAX)
+
+
+def _on_mysql(url: str, queries: Sequence[str]) -> list[Rows]:
+    import pymysql
+
+    at = urlsplit(url)
+    with (
+        pymysql.connect(
+            host=at.hostname,
+            port=at.port or 3306,
+            user=unquote(at.username or ""),
+            password=unquote(at.password or ""),
+            database=at.path.removeprefix("/"),
+            connect_timeout=int(SECONDS_MAX),
+            read_timeout=SECONDS_MAX,
+            sql_mode="ANSI_QUOTES",
+        ) as connection,
+        connection.cursor() as cursor,
+    ):
+        cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        cursor.execute("START TRANSACTION WITH CONSISTENT SNAPSHOT")
+        found: list[Rows] = []
+        for query in queries:
+            cursor.execute(query)
+            found.append(cursor.fetchall())
+        return found
 
 
 def _total(schemas: Sequence[str]) -> str:

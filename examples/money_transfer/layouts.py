@@ -17,25 +17,24 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any, ClassVar, Final, Self
+from typing import ClassVar, Final, Self
 from urllib.parse import urlsplit
 
 from sqlalchemy import Connection, Table, insert
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from examples.money_transfer.apps import SCHEMAS
-from examples.money_transfer.books import Auditor, PostgresAuditor, SqliteAuditor
+from examples.money_transfer.books import Auditor, SqliteAuditor
+from examples.money_transfer.places import Channels, Databases, OnMariaDb, OnPostgres, Queues, Topics
 from examples.money_transfer.processes import Child, DemoError, within
 from examples.money_transfer.scenarios import OPENING
 from examples.money_transfer.transfer import Transfer, accounts, ledger, metadata, notifications
-from saga.messages import commands_channel, parking_channel, replies_channel
 from saga.storage.sqlalchemy import schema as schemas
 from saga.storage.sqlalchemy.database import async_url
 
 STAGE: Final = "examples.money_transfer.stage"
 STARTER: Final = "starter"
 PLAY_SECONDS_MAX: Final = 45.0
-CONNECT_SECONDS_MAX: Final = 10.0
 LATE_SECONDS_MAX: Final = 5.0
 """How long a point that is passed after the end, an ack for instance, may take to fire."""
 
@@ -55,12 +54,14 @@ class Played:
 class Layout(ABC):
     """The databases and processes of one form of the demo, alive between `__enter__` and `__exit__`."""
 
-    title: ClassVar[str]
+    title: str
     makes = ""
     """What there is on servers for as long as it lives, for people."""
     services: ClassVar[Sequence[str]]
     """The processes that run all the time, beside the starter."""
     auditor: Auditor
+    supervised = False
+    """Whether a process that ends by itself is started again, as a supervisor does; else it is an error."""
 
     def __init__(self, sabotage: str = "", *, opening: Opening = OPENING, stage: str = STAGE) -> None:
         """`stage` is the module of the processes' apps, `opening` what the banks begin with."""
@@ -147,7 +148,9 @@ class Layout(ABC):
                 self._deaths[name] += 1
                 self.launch(name, faults.get(name), self._order)
             elif child.status is not None and name != STARTER:
-                raise child.failure("ended by itself")
+                if not self.supervised:
+                    raise child.failure("ended by itself")
+                self.launch(name, faults.get(name))
         return self._deaths
 
     def launch(self, name: str, environment: Environment | None = None, order: str = "") -> Child:
@@ -200,8 +203,9 @@ class Services(Layout):
     def _arguments(self, name: str, order: str) -> Sequence[str]:
         if name == STARTER:
             return ["-m", self._stage, STARTER, order]
-        role = "coordinator" if name == "coordinator" else "participant"
-        return ["-m", "saga.cli", role, f"{self._stage}:{name}"]
+        service = name.partition("-")[0]  # `giro-2` is one more process of `giro`
+        role = "coordinator" if service == "coordinator" else "participant"
+        return ["-m", "saga.cli", role, f"{self._stage}:{service}"]
 
     def home(self, step: str) -> str:
         return {"withdraw": "savings", "deposit": "giro", "notify": "notifier"}[step]
@@ -227,10 +231,11 @@ class SharedFile(Services):
 
 
 class Servers(Services):
-    """Each with its role and schema in one PostgreSQL database, or with a database of its own."""
+    """Each with its log-in and its schema or database on one server, and a broker or the coordinator's database."""
 
-    title = "postgres-rabbitmq: coordinator, two banks, notifier and starter as processes of their own"
-    needs: ClassVar[Sequence[str]] = ("SAGA_DEMO_POSTGRES_URL", "SAGA_DEMO_RABBITMQ_URL")
+    databases: ClassVar[type[Databases]]
+    channels: ClassVar[type[Channels] | None] = None
+    """None: the database is the broker."""
     _tables: ClassVar[Mapping[str, Sequence[Table]]] = {
         "savings": [accounts, ledger],
         "giro": [accounts, ledger],
@@ -248,107 +253,82 @@ class Servers(Services):
         """`database_each` gives every service a database of its own, where there is no snapshot of all of them."""
         super().__init__(sabotage, opening=opening, stage=stage)
         self._database_each = database_each
-        for name in self.needs:
-            if name not in os.environ:
-                stack = self.title.partition(":")[0]
-                raise DemoError(f"{name} is not set; `make demo STACK={stack}` sets it")
+        parts = [part for part in (self.databases, self.channels) if part is not None]
+        stack = "-".join(part.name for part in parts)
+        self.title = f"{stack}: coordinator, two banks, notifier and starter as processes, " + (
+            f"{self.databases.title} and {self.channels.title}"
+            if self.channels
+            else f"{self.databases.title} is the broker"
+        )
+        for part in parts:
+            if part.variable not in os.environ:
+                raise DemoError(f"{part.variable} is not set; `make demo STACK={stack}` sets it")
 
     def _make(self, stack: ExitStack) -> None:
-        """Roles first, so that they go last: a database goes with all that they own in it."""
-        from asyncpg import InsufficientPrivilegeError
-
-        from devservices import Origin, Postgres, Unavailable
-
-        self._token = secrets.token_hex(4)
-        name = f"saga_demo_{self._token}"
-        self.makes = f"database and roles {name}*"
-        try:
-            server = Postgres(os.environ["SAGA_DEMO_POSTGRES_URL"], Origin.URL)
-            roles = {service: self._role(server, f"{name}_{service}", stack) for service in SCHEMAS}
-            shared = None if self._database_each else self._database(server, name, stack)
-            places = {each: shared or self._database(server, f"{name}_{each}", stack) for each in SCHEMAS}
-            for service, schema in SCHEMAS.items():
-                role, password = roles[service]
-                server.create_schema(places[service], schema, owner=role)
-                database = places[service].partition("?")[0].rpartition("/")[2]
-                url = server.database_url(database, role=role, password=password)
-                tables, opening = self._tables.get(service, ()), self._opening.get(service, {})
-                asyncio.run(prepare_service(url, schema, tables, opening))
-                self.environment[f"MONEY_TRANSFER_{service.upper()}_DATABASE"] = url
-        except Unavailable as error:
-            raise DemoError(str(error)) from None
-        except InsufficientPrivilegeError as error:
-            raise DemoError(f"the database's role must have CREATEDB and CREATEROLE: {error}") from None
-        self.environment["MONEY_TRANSFER_BROKER"] = self._broker(stack)
-        banks = [(places[bank], SCHEMAS[bank]) for bank in ("savings", "giro")]
-        self.auditor = PostgresAuditor(banks, (places["notifier"], SCHEMAS["notifier"]))
-
-    @staticmethod
-    def _role(server: Any, name: str, stack: ExitStack) -> tuple[str, str]:
-        role: tuple[str, str] = server.create_role(name)
-        stack.callback(server.drop_role, name)
-        return role
-
-    @staticmethod
-    def _database(server: Any, name: str, stack: ExitStack) -> str:
-        url: str = server.create_database(name)
-        stack.callback(server.drop_database, name)
-        return url
-
-    def _broker(self, stack: ExitStack) -> str:
-        """Return the broker's address, with a namespace whose queues are removed at the end."""
-        from aio_pika.exceptions import AMQPException
-
-        url = os.environ["SAGA_DEMO_RABBITMQ_URL"]
-        self.environment["DEMO_NAMESPACE"] = namespace = f"demo-{self._token}"
-        self.makes += f", queues saga.{namespace}.*"
-        try:
-            asyncio.run(_delete_queues(url, namespace))  # there are none yet: it shows that the address works
-        except (OSError, AMQPException) as error:
-            raise DemoError(f"RabbitMQ cannot be used: {type(error).__name__}") from None
-        stack.callback(lambda: asyncio.run(_delete_queues(url, namespace)))
-        return url
+        token = secrets.token_hex(4)
+        name, namespace = f"saga_demo_{token}", f"demo-{token}"
+        databases = self.databases(name, stack, database_each=self._database_each)
+        self.makes = f"{databases.made} {name}*"
+        urls = databases.make()
+        for service, url in urls.items():
+            tables, opening = self._tables.get(service, ()), self._opening.get(service, {})
+            asyncio.run(prepare_service(url, SCHEMAS[service], tables, opening))
+            self.environment[f"MONEY_TRANSFER_{service.upper()}_DATABASE"] = url
+        if self.channels is None:
+            broker = databases.queues(urls["coordinator"])
+        else:
+            self.environment["DEMO_NAMESPACE"] = namespace
+            self.makes += f", {self.channels.made} saga.{namespace}.*"
+            broker = self.channels(namespace, stack).make()
+        self.environment["MONEY_TRANSFER_BROKER"] = broker
+        self.auditor = databases.auditor()
 
 
-class OnKafka(Servers):
-    """The same on a log: topics take the place of queues."""
-
-    title = "postgres-kafka: coordinator, two banks, notifier and starter as processes of their own, on Kafka"
-    needs = ("SAGA_DEMO_POSTGRES_URL", "SAGA_DEMO_KAFKA_URL")
-
-    def _broker(self, stack: ExitStack) -> str:
-        """Return the broker's address, with a namespace whose topics are removed at the end."""
-        from aiokafka.errors import KafkaError
-
-        url = os.environ["SAGA_DEMO_KAFKA_URL"]
-        self.environment["DEMO_NAMESPACE"] = namespace = f"demo-{self._token}"
-        self.makes += f", topics saga.{namespace}.*"
-        try:
-            asyncio.run(_delete_topics(url, namespace))  # there are none yet: it shows that the address works
-        except (OSError, KafkaError) as error:
-            raise DemoError(f"Kafka cannot be used: {type(error).__name__}") from None
-        stack.callback(lambda: asyncio.run(_delete_topics(url, namespace)))
-        return url
+class PostgresRabbitMq(Servers):
+    databases, channels = OnPostgres, Queues
 
 
-class DatabaseOnly(Servers):
-    """Without a broker: the queues are tables of the coordinator's schema, and go with it."""
+class PostgresKafka(Servers):
+    databases, channels = OnPostgres, Topics
 
-    title = "postgres: coordinator, two banks, notifier and starter as processes, PostgreSQL is the broker"
-    needs = ("SAGA_DEMO_POSTGRES_URL",)
 
-    def _broker(self, stack: ExitStack) -> str:
-        coordinator = self.environment["MONEY_TRANSFER_COORDINATOR_DATABASE"]
-        return f"{coordinator}{'&' if '?' in coordinator else '?'}schema={SCHEMAS['coordinator']}"
+class PostgresAlone(Servers):
+    databases = OnPostgres
+
+
+class MariaDbRabbitMq(Servers):
+    databases, channels = OnMariaDb, Queues
+
+
+class MariaDbKafka(Servers):
+    databases, channels = OnMariaDb, Topics
+
+
+class MariaDbAlone(Servers):
+    databases = OnMariaDb
 
 
 LAYOUTS: Final[Mapping[str, type[Layout]]] = {
     "sqlite": Embedded,
     "sqlite-shared": SharedFile,
-    "postgres": DatabaseOnly,
-    "postgres-rabbitmq": Servers,
-    "postgres-kafka": OnKafka,
+    "postgres": PostgresAlone,
+    "postgres-rabbitmq": PostgresRabbitMq,
+    "postgres-kafka": PostgresKafka,
+    "mariadb": MariaDbAlone,
+    "mariadb-rabbitmq": MariaDbRabbitMq,
+    "mariadb-kafka": MariaDbKafka,
 }
+
+_ON_SERVERS: Final[Sequence[type[Servers]]] = tuple(
+    layout for layout in LAYOUTS.values() if issubclass(layout, Servers)
+)
+_DATABASES: Final[Mapping[str, type[Databases]]] = {
+    "postgresql": OnPostgres,
+    "postgres": OnPostgres,
+    "mariadb": OnMariaDb,
+    "mysql": OnMariaDb,
+}
+_BROKERS: Final[Mapping[str, type[Channels]]] = {"amqp": Queues, "amqps": Queues, "kafka": Topics}
 
 
 def on_servers(database: str, broker: str) -> type[Servers]:
@@ -356,30 +336,31 @@ def on_servers(database: str, broker: str) -> type[Servers]:
 
     Raises DemoError for addresses that are none; neither is shown, because they may hold passwords.
     """
-    if not _is_address(database, "postgresql", "postgres"):
+    databases = _DATABASES.get(_scheme(database))
+    if databases is None:
         raise DemoError(
-            "the database's address must be of the form postgresql://user:password@host:port/name"
+            "the database's address must be of the form postgresql://user:password@host:port/name or mariadb://..."
         )
-    os.environ["SAGA_DEMO_POSTGRES_URL"] = database
-    if broker in ("", database, "database://"):
-        return DatabaseOnly
-    if broker.startswith("kafka://"):
-        os.environ["SAGA_DEMO_KAFKA_URL"] = broker
-        return OnKafka
-    if not _is_address(broker, "amqp", "amqps"):
-        raise DemoError(
-            "the broker's address must be of the form amqp://user:password@host:port/ or kafka://host:port, or left out"
-        )
-    os.environ["SAGA_DEMO_RABBITMQ_URL"] = broker
-    return Servers
+    os.environ[databases.variable] = database
+    channels = None
+    if broker not in ("", database, "database://"):
+        channels = _BROKERS.get(_scheme(broker))
+        if channels is None:
+            raise DemoError(
+                "the broker's address must be of the form amqp://user:password@host:port/ or kafka://host:port, "
+                "or left out"
+            )
+        os.environ[channels.variable] = broker
+    return next(each for each in _ON_SERVERS if (each.databases, each.channels) == (databases, channels))
 
 
-def _is_address(url: str, *schemes: str) -> bool:
+def _scheme(url: str) -> str:
+    """Return the scheme of an address without its driver; nothing if it is no address of a server."""
     try:
         parts = urlsplit(url)
-        return parts.scheme.partition("+")[0] in schemes and bool(parts.hostname) and parts.port != 0
+        return parts.scheme.partition("+")[0] if parts.hostname and parts.port != 0 else ""
     except ValueError:  # its port is no number; it may be half of a password
-        return False
+        return ""
 
 
 async def prepare_service(
@@ -401,31 +382,3 @@ async def prepare_service(
             await connection.run_sync(make)
     finally:
         await engine.dispose()
-
-
-async def _delete_queues(url: str, namespace: str) -> None:
-    """Leave the broker as it was: the queues of one demo are of no use to the next."""
-    import aio_pika
-
-    async with await aio_pika.connect(url, timeout=CONNECT_SECONDS_MAX) as connection:
-        channel = await connection.channel()
-        for queue in _channels(namespace):
-            await channel.queue_delete(queue, timeout=CONNECT_SECONDS_MAX)
-
-
-async def _delete_topics(url: str, namespace: str) -> None:
-    """The same for topics; what their groups have committed goes with them."""
-    from aiokafka.admin import AIOKafkaAdminClient
-
-    client = AIOKafkaAdminClient(bootstrap_servers=url.removeprefix("kafka://"))
-    try:
-        await client.start()
-        await client.delete_topics(_channels(namespace))
-    finally:
-        await client.close()
-
-
-def _channels(namespace: str) -> list[str]:
-    """Return every channel of a namespace, each with its parking channel."""
-    work = [replies_channel(namespace), *(commands_channel(namespace, each) for each in SCHEMAS)]
-    return [*work, *map(parking_channel, work)]

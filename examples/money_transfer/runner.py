@@ -43,11 +43,12 @@ class Runner:
         self._tell = tell
         self._opening = layout.auditor.read()
         self._numbers: Counter[str] = Counter()
+        self.seen: dict[str, bool] = {}
+        """Which scenarios have run, by name, and whether each went as expected."""
 
     def run(self, scenarios: Sequence[Scenario]) -> bool:
         """Run the scenarios; return whether all were as expected. The last line told is the sum."""
         before = self._opening.total
-        good = 0
         for number, scenario in enumerate(scenarios, 1):
             self._tell(f"\n{number}  {scenario.name}: {scenario.story}")
             problems = [
@@ -59,7 +60,8 @@ class Runner:
                 self._tell(f"   NOT AS EXPECTED: {problem}")
             if not problems:
                 self._tell("   as expected")
-                good += 1
+            self.seen[scenario.name] = not problems
+        good = sum(self.seen.values())
         after = self._layout.auditor.read().total
         self._tell(
             f"\ndemo: {good} of {len(scenarios)} scenarios as expected; total before {before}, after {after}"

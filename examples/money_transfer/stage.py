@@ -25,7 +25,7 @@ from saga.brokers.base import Broker
 from saga.clock import SystemClock, SystemIds, TaskSpawner
 from saga.engine.state import Status
 
-RESULT_SECONDS: Final = 12.0
+RESULT_SECONDS: Final = 20.0
 ATTENTION_SECONDS: Final = 0.05
 
 

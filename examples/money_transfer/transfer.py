@@ -7,7 +7,7 @@ a row, and the library's own row beside them makes sure that this happens once, 
 from datetime import timedelta
 
 from pydantic import BaseModel, PositiveInt
-from sqlalchemy import BigInteger, Column, Integer, MetaData, String, Table, insert, update
+from sqlalchemy import BigInteger, Column, Integer, MetaData, String, Table, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from saga import PIVOT, RETRIABLE, Participant, Refused, Saga, make
@@ -30,25 +30,25 @@ class Transferred(BaseModel):
     target: Receipt
 
 
-metadata = MetaData()
+metadata, NAME = MetaData(), String(100)  # MySQL and MariaDB ask for a length
 accounts = Table(
-    "account", metadata, Column("id", String, primary_key=True), Column("balance", BigInteger, nullable=False)
+    "account", metadata, Column("id", NAME, primary_key=True), Column("balance", BigInteger, nullable=False)
 )
 ledger = Table(
     "ledger",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("transfer", String, nullable=False),
-    Column("account", String, nullable=False),
-    Column("kind", String, nullable=False),
+    Column("transfer", NAME, nullable=False),
+    Column("account", NAME, nullable=False),
+    Column("kind", NAME, nullable=False),
     Column("delta", BigInteger, nullable=False),
 )
 notifications = Table(
     "notification",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("transfer", String, nullable=False),
-    Column("message", String, nullable=False),
+    Column("transfer", NAME, nullable=False),
+    Column("message", NAME, nullable=False),
 )
 
 savings = Participant("savings", start_to_close=timedelta(seconds=30))
@@ -77,17 +77,20 @@ async def notify(transfer: Transfer, session: AsyncSession) -> None:
     await session.execute(insert(notifications).values(transfer=transfer.id, message=message))
 
 
-async def move(
-    session: AsyncSession, transfer: Transfer, kind: str, account: str, delta: int, refusal: str
-) -> Receipt:
+async def move(session: AsyncSession, by: Transfer, kind: str, name: str, delta: int, code: str) -> Receipt:
     moved = accounts.c.balance + delta
-    guarded = update(accounts).where(accounts.c.id == account, moved >= 0).values(balance=moved)
-    balance = await session.scalar(guarded.returning(accounts.c.balance))
+    guarded = update(accounts).where(accounts.c.id == name, moved >= 0).values(balance=moved)
+    if session.get_bind().dialect.update_returning:
+        balance = await session.scalar(guarded.returning(accounts.c.balance))
+    else:  # MySQL and MariaDB return nothing of an UPDATE
+        balance = await session.scalar(
+            select(moved).where(accounts.c.id == name, moved >= 0).with_for_update()
+        )
+        await session.execute(guarded)
     if balance is None:
-        raise Refused(refusal)
-    row = {"transfer": transfer.id, "account": account, "kind": kind, "delta": delta}
-    await session.execute(insert(ledger).values(row))
-    return Receipt(account=account, balance=balance)
+        raise Refused(code)
+    await session.execute(insert(ledger).values(transfer=by.id, account=name, kind=kind, delta=delta))
+    return Receipt(account=name, balance=balance)
 
 
 transferred = make(Transferred, source=withdraw.out, target=deposit.out)

@@ -1,4 +1,4 @@
-"""The contract's harnesses for the database broker: PostgreSQL behind a proxy each, SQLite behind a link to cut."""
+"""The contract's harnesses for the database broker: servers behind a proxy each, SQLite behind a link to cut."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 from sqlalchemy import Connection, delete, false
 
-from devservices import LocalPostgres
+from devservices import LocalMariaDb, LocalMySql, LocalPostgres
 from saga.adapters import queues_of
 from saga.brokers.base import Broker, Capabilities
 from saga.brokers.database import DATABASE, DatabaseBroker, DatabaseOptions
@@ -131,10 +131,10 @@ class TellingBell:
         await self._inner.ring(channels)
 
 
-class PostgresHarness(DatabaseHarness):
+class ServerHarness(DatabaseHarness):
     """Each broker object reaches the server through a proxy of its own."""
 
-    def __init__(self, url: str, server: LocalPostgres | None = None) -> None:
+    def __init__(self, url: str, server: LocalPostgres | LocalMariaDb | LocalMySql | None = None) -> None:
         """`server` is what `restart` kills; only behaviours of a durable broker need it."""
         super().__init__(url)
         self._server = server
@@ -147,15 +147,8 @@ class PostgresHarness(DatabaseHarness):
         database = Database(link.url, **self._ports)
         store, inner = queues_of(database)
         bell = TellingBell(inner)
-        broker = DatabaseBroker(
-            store,
-            bell,
-            options=self._options(queue_length_max),
-            close=database.dispose,
-            clock=self._ports["clock"],
-            ids=self._ports["ids"],
-            spawner=self.spawner,
-        )
+        options = self._options(queue_length_max)
+        broker = DatabaseBroker(store, bell, options=options, close=database.dispose, **self._ports)
         self._links[broker] = link
         self._bells[broker] = bell
         self._brokers.append(broker)

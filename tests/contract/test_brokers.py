@@ -9,7 +9,7 @@ import pytest
 
 from devservices import LocalPostgres, Postgres, RabbitMq
 from saga.testing.contract import BEHAVIOURS, run
-from tests.contract.database_harness import PostgresHarness, SqliteHarness
+from tests.contract.database_harness import ServerHarness, SqliteHarness
 from tests.contract.memory_harness import DurableMemoryHarness, MemoryHarness
 from tests.contract.rabbitmq_harness import RabbitMQHarness
 from tests.outbox.upgraded import upgrade
@@ -75,7 +75,7 @@ def queues_in_a_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 async def test_the_database_broker_keeps_the_contract_on_postgresql(
     name: str, queues_on_postgres: str
 ) -> None:
-    harness = PostgresHarness(queues_on_postgres)
+    harness = ServerHarness(queues_on_postgres)
     assert BEHAVIOURS[name].reason_to_skip(harness.capabilities) is None
     await run(BEHAVIOURS[name], harness)
 
@@ -89,7 +89,7 @@ async def test_the_database_broker_keeps_the_contract_when_postgresql_is_killed(
 ) -> None:
     url = own_postgres.create_database()
     upgrade(url)
-    await run(BEHAVIOURS[name], PostgresHarness(url, own_postgres))
+    await run(BEHAVIOURS[name], ServerHarness(url, own_postgres))
     own_postgres.drop_database(url)
 
 

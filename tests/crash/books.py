@@ -7,22 +7,23 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Column, Integer, MetaData, Table, Text
+from sqlalchemy import Column, Integer, MetaData, String, Table
 
 ACCOUNTS: Final = {"source": 1_000, "target": 1_000}
 
 metadata = MetaData()
-accounts = Table("account", metadata, Column("id", Text, primary_key=True), Column("balance", Integer))
+TEXT: Final = String(100)  # MySQL and MariaDB ask for a length
+accounts = Table("account", metadata, Column("id", TEXT, primary_key=True), Column("balance", Integer))
 bookings = Table(
     "booking",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("run", Text),
-    Column("step", Text),
-    Column("direction", Text),
+    Column("run", TEXT),
+    Column("step", TEXT),
+    Column("direction", TEXT),
     Column("delta", Integer),
 )
-orders = Table("orders", metadata, Column("id", Text, primary_key=True))
+orders = Table("orders", metadata, Column("id", TEXT, primary_key=True))
 
 # What was stopped may not have run at all; if it has, it is undone, and nothing else was begun.
 STOPPED: Final = [[], [("hold", "forward"), ("hold", "compensate")]]

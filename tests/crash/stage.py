@@ -37,6 +37,7 @@ from saga.coordinator.arrivals import ReplyArrival
 from saga.messages import commands_channel, replies_channel
 from saga.outbox import relay
 from saga.storage.base import Filter
+from saga.storage.sqlalchemy.database import async_url
 from tests.crash.books import ACCOUNTS, accounts, bookings, orders
 from tests.plugins.watch import CANARY
 
@@ -242,7 +243,8 @@ async def known(client: Client, id: str) -> bool:
 
 async def start_with_order(client: Client, database: str, order: Order) -> Any:
     """The order's row and the saga in one transaction of the caller."""
-    engine = create_async_engine(database, connect_args={"timeout": SECONDS_MAX})
+    busy = {"timeout": SECONDS_MAX} if database.startswith("sqlite") else {}
+    engine = create_async_engine(async_url(database), connect_args=busy)
     async with AsyncSession(engine) as session, session.begin():
         if not await known(client, order.id):
             await session.execute(insert(orders).values(id=order.id))

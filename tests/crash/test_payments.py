@@ -27,7 +27,7 @@ from tests.crash.payments import SECONDS_MAX, Order
 from tests.features_due import EVERYWHERE
 from tests.outbox.upgraded import upgraded
 from tests.plugins.features import Faults
-from tests.stacks import broker_of
+from tests.stacks import AGAIN, broker_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.feature("D-11")]
 
@@ -130,7 +130,7 @@ class House:
             process.wait()
 
 
-@pytest.fixture(params=EVERYWHERE)
+@pytest.fixture(params=[*EVERYWHERE, *AGAIN])
 def stack(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -1,4 +1,4 @@
-"""The same on PostgreSQL and RabbitMQ: coordinator and participant are services, killed and started again."""
+"""The same on servers: coordinator and participant are services, killed and started again."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from sqlalchemy import insert, text
+from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from saga.app import App
 from saga.clock import SystemClock, TaskSpawner
+from saga.storage.sqlalchemy import tables as t
 from tests.crash import stage
 from tests.crash.books import ACCOUNTS, TABLES, Books, accounts, metadata
+from tests.features_due import POSTGRES_RABBITMQ
 from tests.outbox.upgraded import upgraded
 from tests.plugins.features import Faults
+from tests.stacks import AGAIN, broker_of
 
 ROOT: Final = Path(__file__).parents[2]
 DEATHS: Final = ("C8", "R3", "K1")
@@ -62,10 +65,20 @@ class Services:
             process.wait()
 
 
+@pytest.fixture(params=[POSTGRES_RABBITMQ, *AGAIN])
+def stack(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-def url(request: pytest.FixtureRequest) -> Iterator[str]:
-    with upgraded("postgres-rabbitmq", request) as url:
+def url(stack: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    with upgraded(stack, request) as url:
         yield url
+
+
+@pytest.fixture
+def broker(stack: str, request: pytest.FixtureRequest) -> str:
+    return str(broker_of(stack, request))
 
 
 @pytest.fixture
@@ -85,22 +98,22 @@ async def books(engine: AsyncEngine) -> Books:
     async with engine.connect() as connection:
         await connection.execution_options(isolation_level="REPEATABLE READ")
         for name in TABLES:
-            found = await connection.execute(text(f"SELECT * FROM {name}"))
+            table = metadata.tables.get(name)
+            found = await connection.execute(select(t.metadata.tables[name] if table is None else table))
             rows[name] = [dict(row) for row in found.mappings()]
     return Books(rows)
 
 
 @pytest.mark.slow
-@pytest.mark.stack("postgres-rabbitmq")
 async def test_services_that_are_killed_and_started_again_end_every_saga(
-    engine: AsyncEngine, url: str, rabbitmq_url: str, tmp_path: Path, faults: Faults
+    engine: AsyncEngine, url: str, broker: str, tmp_path: Path, faults: Faults
 ) -> None:
     """I1 to I4, I6, I10; K1: the decision to undo is committed and nothing of it is sent."""
     namespace = f"crash-{secrets.token_hex(4)}"
-    variables = {"DATABASE": url, "BROKER": rabbitmq_url, "NAMESPACE": namespace}
+    variables = {"DATABASE": url, "BROKER": broker, "NAMESPACE": namespace}
     spawner = TaskSpawner()
     services = Services({f"STAGE_{name}": value for name, value in variables.items()}, tmp_path)
-    app = App(url, broker=rabbitmq_url, namespace=namespace, redrive=stage.REDRIVE, sagas=[stage.payment])
+    app = App(url, broker=broker, namespace=namespace, redrive=stage.REDRIVE, sagas=[stage.payment])
 
     async def dies(role: str, fail: str) -> None:
         """Wait for its death, look at the books, and start the next, which fails so."""

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from examples.money_transfer import batched, transfer
 from examples.money_transfer.apps import embedded
-from examples.money_transfer.books import PostgresAuditor, SqliteAuditor
+from examples.money_transfer.books import ServerAuditor, SqliteAuditor
 from examples.money_transfer.layouts import prepare_service
 from examples.money_transfer.transfer import Transfer, accounts, ledger, metadata, notifications
 from saga import Client, Refused, SagaCompensated
@@ -140,7 +140,7 @@ async def test_an_app_with_batches_ends_every_transfer_with_the_books_of_one_by_
                 "broker": request.getfixturevalue("rabbitmq_server").url,
                 "namespace": f"{tmp_path.name}-{form}",
             }
-            auditor = PostgresAuditor([(url, "public")], (url, "public"))
+            auditor = ServerAuditor([(url, "public")], (url, "public"))
         await prepare_service(
             url, None if stack == "sqlite" else "public", list(metadata.tables.values()), OPENING
         )

@@ -16,7 +16,7 @@ import aio_pika
 import pytest
 from aio_pika.exceptions import ChannelNotFoundEntity
 
-from devservices import Kafka, Postgres, RabbitMq
+from devservices import Kafka, MariaDb, Postgres, RabbitMq
 from examples.money_transfer.__main__ import main
 from examples.money_transfer.apps import SCHEMAS
 from examples.money_transfer.scenarios import SCENARIOS
@@ -105,15 +105,35 @@ def test_a_transfer_over_kafka_goes_forward_and_back(postgres_server: Postgres, 
 @pytest.mark.slow
 @pytest.mark.feature("I-11")
 @pytest.mark.feature("G-02", acceptance=True)
-@pytest.mark.parametrize("stack", ["postgres", "sqlite-shared"])
+@pytest.mark.parametrize("stack", ["postgres", "mariadb", "sqlite-shared"])
 def test_a_transfer_over_separate_processes_needs_nothing_but_a_database(
-    stack: str, postgres_server: Postgres
+    stack: str, postgres_server: Postgres, mariadb_server: MariaDb
 ) -> None:
     """Forward and back; CI plays all eight by `make demo`."""
     chosen = ["--scenario", "unknown target"]
-    demo = Demo("--stack", stack, *chosen, SAGA_DEMO_POSTGRES_URL=postgres_server.url)
+    servers = {"SAGA_DEMO_POSTGRES_URL": postgres_server.url, "SAGA_DEMO_MARIADB_URL": mariadb_server.url}
+    demo = Demo("--stack", stack, *chosen, **servers)
     assert (demo.status, demo.failed) == (0, set()), demo.text
     assert demo.good == demo.of == 1
+    assert demo.before == demo.after > 0
+
+
+@pytest.mark.slow
+@pytest.mark.feature("I-11")
+@pytest.mark.feature("G-08")
+@pytest.mark.parametrize("stack", ["mariadb-rabbitmq", "mariadb-kafka"])
+def test_a_transfer_on_mariadb_goes_forward_and_back(
+    stack: str, mariadb_server: MariaDb, request: pytest.FixtureRequest
+) -> None:
+    """`make demo STACK=all` plays all eight."""
+    broker = stack.partition("-")[2]
+    servers = {
+        "SAGA_DEMO_MARIADB_URL": mariadb_server.url,
+        f"SAGA_DEMO_{broker.upper()}_URL": request.getfixturevalue(f"{broker}_server").url,
+    }
+    demo = Demo("--stack", stack, "--scenario", "unknown target", "--scenario", "copies", **servers)
+    assert (demo.status, demo.failed) == (0, set()), demo.text
+    assert demo.good == demo.of == 2
     assert demo.before == demo.after > 0
 
 
@@ -180,7 +200,8 @@ async def there(url: str, queues: Sequence[str]) -> list[str]:
     ("arguments", "said"),
     [
         (["--broker", "amqp://u:canary@h/"], "the database's address must be of the form postgresql://"),
-        (["--database", "mysql://u:canary@h/x"], "the database's address must be of the form postgresql://"),
+        (["--database", "oracle://u:canary@h/x"], "the database's address must be of the form postgresql://"),
+        (["--database", "mariadb://u:canary@127.0.0.1:1/x"], "MariaDB does not answer"),
         (["--database", "postgresql://u:p/canary@h/x"], "the database's address must be of the form"),
         (
             ["--database", "postgresql://u:canary@h/x", "--broker", "redis://u:canary@h"],

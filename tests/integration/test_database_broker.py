@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Connection, event, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from devservices import LocalPostgres
+from devservices import LocalMariaDb, LocalMySql, LocalPostgres
 from saga import Participant, Saga
 from saga.adapters import database_broker, queues_in, queues_of
 from saga.app import App
@@ -27,6 +27,7 @@ from saga.storage.sqlalchemy.tables import outbox_delayed
 from tests.client.shop import Order, Place, Receipt, orders, purchase, shop
 from tests.outbox.upgraded import upgrade, upgraded
 from tests.proxy import ProxyFactory
+from tests.stacks import REPEATED
 
 pytestmark = pytest.mark.feature("G-02")
 
@@ -307,32 +308,33 @@ twice = Saga("twice", Order).step(work).step(work, name="again").returns(work.at
 
 
 @pytest.mark.feature("G-02", acceptance=True)
-@pytest.mark.stack("postgres")
+@pytest.mark.parametrize("stack", ["postgres", "mariadb", *REPEATED])
 async def test_a_restart_of_the_database_under_load_is_recovered_from_without_a_restart_of_the_process(
-    own_postgres: LocalPostgres,
+    stack: str, request: pytest.FixtureRequest
 ) -> None:
-    url = own_postgres.create_database()
+    server: LocalPostgres | LocalMariaDb | LocalMySql = request.getfixturevalue(f"own_{stack}")
+    url = server.create_database()
     upgrade(url)
     async with App(
         url, broker="database://", sagas=[twice], participants=[slow], redrive=timedelta(seconds=2)
     ) as app:
         orders = [Order(item=str(number)) for number in range(300)]
         handles = await asyncio.gather(*(app.client.start(twice, order) for order in orders))
-        own_postgres.kill()
-        await asyncio.to_thread(own_postgres.start)
+        server.kill()
+        await asyncio.to_thread(server.start)
         results = await asyncio.gather(*(each.result(timeout=timedelta(seconds=20)) for each in handles))
         assert [result.number for result in results] == [str(number) for number in range(300)]
         assert (await app.client.execute(twice, Order(item="new"))).number == "new"
-    own_postgres.drop_database(url)
+    server.drop_database(url)
 
 
-@pytest.mark.stack("postgres")
+@pytest.mark.parametrize("stack", ["postgres", "mariadb", *REPEATED])
 async def test_what_a_dead_process_held_is_given_to_others_long_before_its_claim_runs_out(
-    request: pytest.FixtureRequest, proxy: ProxyFactory
+    stack: str, request: pytest.FixtureRequest, proxy: ProxyFactory
 ) -> None:
     """Its connections are closed by the operating system, and with them the lock by which the others knew it."""
     options = DatabaseOptions(visibility_seconds=60.0, poll_seconds=0.05)
-    with upgraded("postgres", request) as url:
+    with upgraded(stack, request) as url:
         link = await proxy(url)
         spawner, clock, ids = TaskSpawner(), SystemClock(), SystemIds()
         ports: dict[str, Any] = {"clock": clock, "ids": ids, "spawner": spawner, "options": options}

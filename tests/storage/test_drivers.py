@@ -132,11 +132,10 @@ class Life:
         self.sql = statements_for(database, "default")
         self.queued = statements_for(database, "default", queued=True)
         self.barrier = statements(driven.dialect, "default", driven.clock)
-        self.queue: QueueStatements = MySQLQueueStatements(driven.clock, driven.ids, "default")
-        self.absent_queue: QueueStatements = MySQLQueueStatements(driven.clock, driven.ids)
-        if driven.dialect == "postgresql":
-            self.queue = PostgreSQLQueueStatements(driven.clock, driven.ids, lambda: 4711, "default")
-            self.absent_queue = PostgreSQLQueueStatements(driven.clock, driven.ids, lambda: None)
+        postgresql = driven.dialect == "postgresql"
+        kind = PostgreSQLQueueStatements if postgresql else MySQLQueueStatements
+        self.queue: QueueStatements = kind(driven.clock, driven.ids, lambda: 4711, "default")
+        self.absent_queue: QueueStatements = kind(driven.clock, driven.ids, lambda: None)
 
 
 def new(number: int, *, wakeup_ms: int | None = 1000, result: bytes | None = None) -> NewInstance:

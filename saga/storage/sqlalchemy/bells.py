@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Collection
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any, Final
 
 from sqlalchemy import func, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from saga.clock import Clock
-from saga.errors import StorageBusy, StorageUnavailable
 from saga.storage.sqlalchemy.database import Database
 from saga.storage.sqlalchemy.failures import describe
 from saga.storage.sqlalchemy.tables import queue
@@ -34,52 +35,50 @@ POLL_SECONDS: Final = 0.1
 NEWEST: Final = select(func.max(queue.c.id))
 
 HOLD: Final = text("SELECT pg_advisory_lock(CAST(:lock AS bigint))")
+HOLD_BY_NAME: Final = text("SELECT GET_LOCK(CONCAT('saga-queue-', :lock), 0)")
+IN_CLUSTER: Final = text("SHOW VARIABLES WHERE variable_name = 'wsrep_on' AND value = 'ON'")
 
 RING: Final = text("""
 SELECT count(pg_notify('saga_queue', CAST(:sender AS text) || name)) FROM unnest(CAST(:channels AS text[])) AS c(name)
 """)
 
+Heard = Callable[[str], None]
+Listening = Callable[[], Awaitable[None]]
 
-class NotifyBell:
-    """PostgreSQL: one connection listens, out of the pool for as long as it lives.
 
-    It also holds an advisory lock by which the others see at once that this process is no more. Behind a pooler that
-    lends connections by the transaction neither works: then the poll and the time of a claim do the same, later.
+class ConnectedBell(ABC):
+    """One connection listens, out of the pool for as long as it lives.
+
+    It also holds a lock by which the others see at once that this process is no more: that of a dead one goes with its
+    connection.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._engine = database.engine.execution_options(isolation_level="AUTOCOMMIT")
-        self._lock = int(database.ids.uuid7().int & 0x7FFFFFFFFFFFFFFF)
-        self._locked = False
-        self._sender = database.ids.uuid7().hex[-12:]  # so that nobody is woken by his own ring
+        self._presence: int | None = None
 
     def presence(self) -> int | None:
         """Return the lock that this process holds."""
-        return self._lock if self._locked else None
+        return self._presence
 
-    async def listen(self, heard: Callable[[str], None], lost: Callable[[], None]) -> None:
-        def notified(payload: str) -> None:
-            sender, name = payload[:12], payload[12:]
-            if sender != self._sender:
-                heard(name)
-
-        kind = _PsycopgEars if self._engine.dialect.driver == "psycopg" else _AsyncpgEars
+    async def listen(self, heard: Heard, lost: Callable[[], None]) -> None:
         failures = 0
         while True:
             listening = False
             try:
                 async with self._engine.connect() as connection:
                     try:
-                        ears = kind((await connection.get_raw_connection()).driver_connection)
-                        await ears.open(notified)
-                        await connection.execute(HOLD, {"lock": self._lock})
-                        self._locked = listening = True
+                        listen = await self._open(connection, heard)
+                        # another one each time: the server may still hold that of a link which is dead
+                        lock = int(self._database.ids.uuid7().int & 0x7FFFFFFFFFFFFFFF)
+                        self._presence = lock if await self._hold(connection, lock) else None
+                        listening = True
                         failures = 0
                         heard("")  # what was put there before we listened
-                        await ears.listen()
+                        await listen()
                     finally:
-                        self._locked = False
+                        self._presence = None
                         await connection.invalidate()
             # lint: allow broad-except because this loop is its own supervisor; without it the poll goes on alone
             except Exception as error:
@@ -88,6 +87,39 @@ class NotifyBell:
                 lost()
             failures += 1
             await self._database.clock.sleep(min(BACKOFF_SECONDS * 2.0**failures, BACKOFF_SECONDS_MAX))
+
+    @abstractmethod
+    async def _open(self, connection: AsyncConnection, heard: Heard) -> Listening:
+        """Begin to listen; return what goes on until the connection is lost."""
+
+    @abstractmethod
+    async def _hold(self, connection: AsyncConnection, lock: int) -> bool:
+        """Take the lock of that number; False where locks tell nothing."""
+
+
+class NotifyBell(ConnectedBell):
+    """PostgreSQL: NOTIFY. Behind a pooler that lends connections by the transaction neither that nor the lock works:
+    then the poll and the time of a claim do the same, later.
+    """
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self._sender = database.ids.uuid7().hex[-12:]  # so that nobody is woken by his own ring
+
+    async def _open(self, connection: AsyncConnection, heard: Heard) -> Listening:
+        def notified(payload: str) -> None:
+            sender, name = payload[:12], payload[12:]
+            if sender != self._sender:
+                heard(name)
+
+        kind = _PsycopgEars if self._engine.dialect.driver == "psycopg" else _AsyncpgEars
+        ears = kind((await connection.get_raw_connection()).driver_connection)
+        await ears.open(notified)
+        return ears.listen
+
+    async def _hold(self, connection: AsyncConnection, lock: int) -> bool:
+        await connection.execute(HOLD, {"lock": lock})
+        return True
 
     async def ring(self, channels: Collection[str]) -> None:
         parameters = {"sender": self._sender, "channels": sorted(channels)}
@@ -131,24 +163,27 @@ class _PsycopgEars:
                 self._notified(notification.payload)
 
 
-class PollBell:
+class PollBell(ConnectedBell):
     """MySQL and MariaDB: a look at the newest number of the queue, which an index answers."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    async def _open(self, connection: AsyncConnection, heard: Heard) -> Listening:
+        async def look() -> None:
+            seen: int | None = None
+            while True:
+                await self._database.clock.sleep(POLL_SECONDS)
+                newest = await connection.scalar(NEWEST)
+                if newest != seen:
+                    seen = newest
+                    heard("")
 
-    async def listen(self, heard: Callable[[str], None], lost: Callable[[], None]) -> None:
-        heard("")
-        seen: int | None = None
-        while True:
-            await self._database.clock.sleep(POLL_SECONDS)
-            try:
-                newest = await self._database.run(lambda connection: connection.scalar(NEWEST), once=True)
-            except (StorageUnavailable, StorageBusy):
-                continue  # what that means for consumers, the broker's own look finds out
-            if newest != seen:
-                seen = newest
-                heard("")
+        return look
+
+    async def _hold(self, connection: AsyncConnection, lock: int) -> bool:
+        """Locks by name are a node's own: on Galera another node would take everybody here for dead."""
+        if (await connection.execute(IN_CLUSTER)).first() is not None:
+            return False
+        held: bool = await connection.scalar(HOLD_BY_NAME, {"lock": str(lock)}) == 1
+        return held
 
     async def ring(self, channels: Collection[str]) -> None:
         """The commit has put the row there."""

@@ -276,24 +276,19 @@ class QueueStatements:
         """Prolong consumers that have not run out, and give back what no living one holds."""
         k, c = t.claim.c, t.consumer.c
         now = self.now(connection)
-        alive = self.prolong(connection, tokens, now, now + timedelta(seconds=seconds))
+        renewed = connection.execute(
+            update(t.consumer)
+            .where(c.token.in_(list(tokens)), c.expires_at > now)
+            .values(expires_at=now + timedelta(seconds=seconds))
+            .returning(c.token)
+        )
+        alive = set(renewed.scalars())
         connection.execute(
             update(t.claim)
             .where(k.token.is_not(None), ~exists().where(c.token == k.token, c.expires_at > now))
             .values(token=None, due_at=now)
         )
         return alive
-
-    def prolong(self, connection: Connection, tokens: Collection[UUID], now: Any, until: Any) -> set[UUID]:
-        """Let those of the consumers that have not run out live until then; return them."""
-        c = t.consumer.c
-        renewed = connection.execute(
-            update(t.consumer)
-            .where(c.token.in_(list(tokens)), c.expires_at > now)
-            .values(expires_at=until)
-            .returning(c.token)
-        )
-        return set(renewed.scalars())
 
     def waiting(self, connection: Connection, channels: Collection[str]) -> tuple[set[str], bool]:
         """Return those of the channels that have something to claim, and whether delayed rows are due."""
