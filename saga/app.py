@@ -21,7 +21,7 @@ from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from saga import adapters
+from saga import adapters, links
 from saga.batcher import Lane
 from saga.brokers.base import Broker, Channel, OutMessage
 from saga.brokers.database import DatabaseBroker
@@ -103,6 +103,7 @@ class App:
         pool_size: int | None = None,
         redrive: timedelta | None = None,
         grace: timedelta | None = None,
+        production: bool | None = None,
         clock: Clock | None = None,
         ids: Ids | None = None,
     ) -> None:
@@ -115,7 +116,8 @@ class App:
         its tables live in a schema (PostgreSQL). `topics` are channels for domain events (`app.outbox`), declared at
         start. `schema` is where our tables live on PostgreSQL. `concurrency` bounds the commands that the participants
         work on at once, `pool_size` the connections and with it the transactions at once. A command without an answer
-        is sent again after `redrive`, doubling to ten times that. `grace` is what `stop` gives to what is under way.
+        is sent again after `redrive`, doubling to ten times that. `grace` is what `stop` gives to what is under way. In
+        `production` start refuses what is good for a developer's machine only, and is else warned of.
         Raises ConfigurationError, DefinitionError, DefinitionChanged.
         """
         self.settings: Settings = self.load_settings(
@@ -127,6 +129,7 @@ class App:
             pool_size=pool_size,
             redrive=redrive,
             grace=grace,
+            production=production,
         )
         given = self.settings
         self.namespace: str = given.namespace
@@ -194,7 +197,7 @@ class App:
     async def start(self, *, coordinator: bool, participants: bool, broker: bool = True) -> None:
         """Connect, check database, schema and broker, and start the roles.
 
-        An embedded database (SQLite) is made and upgraded first; others never are. Raises SchemaMismatch,
+        An embedded database (SQLite) is made and upgraded first; others never are. Raises InsecureLink, SchemaMismatch,
         UnsupportedDatabase, StorageUnavailable, BrokerUnavailable, TopologyMismatch, MissingCapability,
         DefinitionChanged; nothing is left running then.
         """
@@ -205,6 +208,7 @@ class App:
     ) -> None:
         if self._running is not None:
             raise ConfigurationError("The app is running already.")
+        self.check_links(broker=broker)
         running = _Running(self)
         try:
             async with asyncio.timeout(seconds):
@@ -338,6 +342,19 @@ class App:
             idle_in_transaction_seconds=idle_in_transaction_seconds(self.participants),
             schema=given.schema_,
         )
+
+    def check_links(self, *, broker: bool) -> None:
+        """Warn of links to other hosts that anybody may read or answer. Raises InsecureLink in production mode.
+
+        `broker`: there will be one to it, too. What a broker object given to the app does is its own affair.
+        """
+        given, address = self.settings, self._broker_given
+        database = None if given.database is None else given.database.get_secret_value()
+        there = [None if database is None else links.of_database(database)]
+        if broker and isinstance(address, str):
+            links.check_said(address, given.origin("broker"), database=database, production=given.production)
+            there.append(links.of_broker(address))
+        links.check(there, production=given.production)
 
     def check_capabilities(self, broker: Broker) -> None:
         """Refuse a broker that cannot carry our messages. Raises MissingCapability.

@@ -83,6 +83,7 @@ DUE: Final[dict[str, tuple[str, ...]]] = {
     # Security
     "L-01": EVERYWHERE,
     "L-02": EVERYWHERE,
+    "L-05": PURE,  # every kind of server; credentials that change while running are not there yet
     "L-11": EVERYWHERE,
     "L-10": EVERYWHERE,
     # Scale and cost

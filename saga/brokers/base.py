@@ -139,7 +139,10 @@ class Broker(Protocol):
         ...
 
     async def start(self) -> None:
-        """Connect. Raises BrokerUnavailable within 10 s; afterwards the adapter reconnects by itself."""
+        """Connect. Afterwards the adapter reconnects by itself.
+
+        Raises BrokerUnavailable within 10 s, ConfigurationError for a log-in or a certificate that is not accepted.
+        """
         ...
 
     async def declare(self, channels: Sequence[Channel]) -> None:
