@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from saga import adapters, links
 from saga.batcher import Lane
-from saga.brokers.base import Broker, Channel, OutMessage
+from saga.brokers.base import Broker, Channel, Checked, Finding, OutMessage, Severity
 from saga.brokers.database import DatabaseBroker
 from saga.client import Client
 from saga.clock import Clock, Ids, SystemClock, SystemIds, TaskSpawner, within
@@ -39,8 +39,9 @@ from saga.errors import (
     MissingCapability,
     SagaError,
     StorageUnavailable,
+    TopologyMismatch,
 )
-from saga.messages import BODY_BYTES_MAX, commands_channel, replies_channel
+from saga.messages import BODY_BYTES_MAX, commands_channel, parking_channel, replies_channel
 from saga.outbox.events import Outbox
 from saga.outbox.parking import Parking
 from saga.outbox.publisher import CommandPublisher, DirectPublisher
@@ -163,6 +164,16 @@ class App:
             *(each for participant in self.participants for each in participant.activities.values()),
         ]
 
+    def channels(self) -> list[Channel]:
+        """Return the channels that this app sends to or receives from, by name."""
+        work = {commands_channel(self.namespace, each.queue) for each in self.activities()}
+        if self.registry.served():
+            work.add(replies_channel(self.namespace))
+        return [
+            *(Channel(name, parking_channel(name)) for name in sorted(work)),
+            *(Channel(topic) for topic in sorted(self.topics)),
+        ]
+
     # --- running ------------------------------------------------------------------------------
 
     async def __aenter__(self) -> App:
@@ -231,6 +242,27 @@ class App:
         running, self._running = self._running, None
         if running is not None:
             await running.stop(self.settings.grace if grace is None else grace)
+
+    async def check_broker(self) -> list[Finding]:
+        """Connect to the broker alone and return what is not as it should be of this app's channels; make nothing.
+
+        Nothing is found where the queues are tables or in the process, nor by another package's adapter that cannot
+        look. Raises InsecureLink, BrokerUnavailable, ConfigurationError.
+        """
+        self.check_links(broker=True)
+        spawner = self.make_spawner()
+        database = self.make_database(spawner)
+        broker = self.make_broker(spawner, database)
+        try:
+            if not isinstance(broker, Checked):
+                return []
+            await broker.start()
+            return list(await broker.check(self.channels()))
+        finally:
+            await broker.close()
+            if database is not None:
+                await database.dispose()
+            await spawner.close()
 
     def forget(self) -> None:
         """Forget, in a forked process, what runs in the one that it was forked from. Closes nothing there."""
@@ -402,6 +434,7 @@ class _Running:
         self._consumed = self._channels(coordinator, participants)
         if broker:
             await self.broker.start()
+            await self._check_channels()
         if self.database is not None and (self._app.registry.served() or self._app.topics):
             self._make_outbox(self.database)
         if self.database is not None and self._app.registry.served():
@@ -420,6 +453,22 @@ class _Running:
             self.relay.start()
         else:
             self.relay = None
+
+    async def _check_channels(self) -> None:
+        """Look at the channels that are there, before anything is sent. Raises TopologyMismatch in production mode."""
+        if not isinstance(self.broker, Checked):
+            return
+        found = [
+            each
+            for each in await self.broker.check(self._app.channels())
+            if each.severity is not Severity.NOTE
+        ]
+        refused = [each for each in found if each.severity is Severity.REFUSE]
+        if refused and self._app.settings.production:
+            told = "; ".join(f"[{each.code}] {each.text}: {each.fix}" for each in refused)
+            raise TopologyMismatch(f"Production mode refuses what is there on the broker: {told}.")
+        for each in found:
+            log.warning("[%s] %s: %s", each.code, each.text, each.fix)
 
     def too_slow(self) -> SagaError:
         """Return the error of a start that took too long, by what it waited for."""

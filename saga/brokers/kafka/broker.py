@@ -14,8 +14,10 @@ from saga.brokers.base import (
     ChannelStatus,
     Consumer,
     Delivery,
+    Finding,
     OutMessage,
     PublishOutcome,
+    with_parking,
 )
 from saga.brokers.kafka.address import read
 from saga.brokers.kafka.clients import Clients
@@ -119,12 +121,12 @@ class KafkaBroker:
 
     async def declare(self, channels: Sequence[Channel]) -> None:
         self._refuse_if_closed()
-        named = {channel.name: channel for channel in channels}
-        for channel in channels:
-            # a work channel never stands without the one that takes its poison
-            if channel.parking is not None:
-                named.setdefault(channel.parking, Channel(channel.parking))
-        await self._topology.declare(named.values())
+        await self._topology.declare(with_parking(channels))
+
+    async def check(self, channels: Sequence[Channel]) -> Sequence[Finding]:
+        """Return what is not as it should be, also what `declare` lets pass. Raises BrokerUnavailable."""
+        self._refuse_if_closed()
+        return await self._topology.check(with_parking(channels))
 
     def publish(self, messages: Sequence[OutMessage]) -> Sequence[asyncio.Future[PublishOutcome]]:
         return self._publisher.publish(messages)

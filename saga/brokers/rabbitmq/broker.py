@@ -16,8 +16,10 @@ from saga.brokers.base import (
     Channel,
     ChannelStatus,
     Consumer,
+    Finding,
     OutMessage,
     PublishOutcome,
+    with_parking,
 )
 from saga.brokers.rabbitmq import topology
 from saga.brokers.rabbitmq.address import Address, read
@@ -129,18 +131,25 @@ class RabbitMQBroker:
                 raise self._unreachable(keeper)
 
     async def declare(self, channels: Sequence[Channel]) -> None:
-        named = {channel.name: channel for channel in channels}
-        for channel in channels:
-            # RMQ-17: a work queue never stands without the queue that takes what the broker gives up on
-            if channel.parking is not None:
-                named.setdefault(channel.parking, Channel(channel.parking))
+        named = with_parking(channels)
         link = await self._need_link()
         try:
-            await self._declare(link, named.values())
+            await self._declare(link, named)
         except BrokerUnavailable:
             # A queue that is declared while a consumer subscribes to it can cost the whole connection (541, a crash
             # in the server). What was declared stays so, and over the next connection it goes on.
-            await self._declare(await self._need_link(), named.values())
+            await self._declare(await self._need_link(), named)
+
+    async def check(self, channels: Sequence[Channel]) -> Sequence[Finding]:
+        """Return what is not as `declare` makes it, the first thing of each queue. Raises BrokerUnavailable."""
+        link = await self._need_link()
+        found: list[Finding | None] = []
+        for channel in with_parking(channels):
+            try:
+                found.append(await topology.check(link, channel, self._options))
+            except ChannelLost as error:
+                raise topology.translate(error, channel.name) from None
+        return [each for each in found if each is not None]
 
     async def _declare(self, link: Link, channels: Iterable[Channel]) -> None:
         for channel in channels:
