@@ -249,7 +249,7 @@ class App:
         Nothing is found where the queues are tables or in the process, nor by another package's adapter that cannot
         look. Raises InsecureLink, BrokerUnavailable, ConfigurationError.
         """
-        self.check_links(broker=True)
+        self.check_links(database=self.queued)
         spawner = self.make_spawner()
         database = self.make_database(spawner)
         broker = self.make_broker(spawner, database)
@@ -375,16 +375,18 @@ class App:
             schema=given.schema_,
         )
 
-    def check_links(self, *, broker: bool) -> None:
+    def check_links(self, *, database: bool = True, broker: bool = True) -> None:
         """Warn of links to other hosts that anybody may read or answer. Raises InsecureLink in production mode.
 
-        `broker`: there will be one to it, too. What a broker object given to the app does is its own affair.
+        What a broker object given to the app does is its own affair.
         """
         given, address = self.settings, self._broker_given
-        database = None if given.database is None else given.database.get_secret_value()
-        there = [None if database is None else links.of_database(database)]
+        place = None if given.database is None else given.database.get_secret_value()
+        there: list[links.Link | None] = []
+        if database and place is not None:
+            there.append(links.of_database(place))
         if broker and isinstance(address, str):
-            links.check_said(address, given.origin("broker"), database=database, production=given.production)
+            links.check_said(address, given.origin("broker"), database=place, production=given.production)
             there.append(links.of_broker(address))
         links.check(there, production=given.production)
 
@@ -618,6 +620,7 @@ class _Running:
 
     async def _resend(self, row: ParkedRow) -> str:
         if not self._connected:
+            self._app.check_links(database=False)
             await self.broker.start()
             self._connected = True
         (sent,) = self.broker.publish(

@@ -38,6 +38,6 @@ def check(app: AppOption, as_json: JsonOption = False) -> None:
             say(f"    {visible(each.text)}")
             say(f"    to do: {visible(each.fix)}")
         if not found:
-            say(f"{len(channels)} channels: nothing to say")
+            say(f"nothing to say of {', '.join(map(visible, channels))}")
     if any(each.severity is Severity.REFUSE for each in found):
         raise typer.Exit(FINDING)

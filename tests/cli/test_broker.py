@@ -48,7 +48,10 @@ def test_a_check_prints_its_golden_file(name: str, form: str) -> None:
 
 
 def test_a_broker_that_cannot_look_has_nothing_to_say() -> None:
-    assert run("broker", "check", "--app", "tests.cli.topology:silent") == (0, "1 channels: nothing to say\n")
+    assert run("broker", "check", "--app", "tests.cli.topology:silent") == (
+        0,
+        "nothing to say of saga.default.commands.stock\n",
+    )
 
 
 async def test_production_mode_does_not_start_with_what_is_to_be_refused() -> None:

@@ -403,7 +403,7 @@ async def test_production_is_when_plain_links_to_other_hosts_are_refused(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("SAGA_BROKER", "amqp://mq.invalid/")
-    App().check_links(broker=True)
+    App().check_links()
     assert "may be in plain text" in caplog.text
 
     monkeypatch.setenv("SAGA_PRODUCTION", "true")

@@ -15,7 +15,7 @@ from saga.clock import SystemClock, SystemIds, TaskSpawner
 from saga.errors import ConfigurationError
 from saga.storage.sqlalchemy.database import Database
 from tests.transport import strangers
-from tests.transport.certificates import HOST, Authorities, Stranger
+from tests.transport.certificates import HOST, STRANGERS, Authorities, Stranger
 
 pytestmark = [pytest.mark.feature("L-05", acceptance=True), pytest.mark.stack("pure")]
 
@@ -63,6 +63,21 @@ async def test_a_database_that_shows_the_wrong_certificate_is_not_talked_to(
     assert "certificate" in told
     if "psycopg" not in scheme:
         assert stranger.complaint in told
+
+
+@pytest.mark.parametrize("scheme", DATABASES)
+async def test_without_an_authority_of_its_own_the_systems_are_believed(
+    scheme: str, authorities: Authorities, spawner: TaskSpawner
+) -> None:
+    shown = STRANGERS["another authority"].context(authorities)
+    async with strangers.listening(shown, DATABASES[scheme]) as port:
+        url = f"{scheme}://me:canary-4f1d9c@{HOST}:{port}/shop?sslmode=verify-full"
+        database = Database(url, clock=SystemClock(), ids=SystemIds(), spawner=spawner)
+        async with asyncio.timeout(SECONDS_MAX):
+            with pytest.raises(ConfigurationError, match="SG201") as caught:
+                await database.run(ask)
+        await database.dispose()
+    assert "certificate is not accepted" in caught.value.text
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "mysql"])

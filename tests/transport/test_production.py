@@ -81,7 +81,7 @@ async def test_a_broker_elsewhere_needs_a_link_that_is_checked(broker: str, plac
 
 @pytest.mark.parametrize("broker", [f"amqp://me:{CANARY}@localhost/", "kafka://127.0.0.1:9094"])
 def test_a_link_on_this_machine_may_be_plain(broker: str, caplog: pytest.LogCaptureFixture) -> None:
-    serving(broker=broker, production=True).check_links(broker=True)
+    serving(broker=broker, production=True).check_links()
     assert not caplog.records
 
 
@@ -109,7 +109,7 @@ def test_drivers_of_postgresql_ask_the_environment_for_a_host(monkeypatch: pytes
 async def test_elsewhere_it_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
     app = serving(broker="amqp://mq.invalid/", database="mysql://db.invalid/shop?sslmode=require")
     with caplog.at_level(logging.WARNING, "saga.app"):
-        app.check_links(broker=True)
+        app.check_links()
     told = [record.getMessage() for record in caplog.records]
     assert [line.partition(";")[0] for line in told] == [
         "The link to the database at db.invalid:3306 is encrypted for whoever answers",
@@ -120,7 +120,7 @@ async def test_elsewhere_it_is_warned_of_once(caplog: pytest.LogCaptureFixture) 
 async def test_a_checked_link_is_told_of_by_nobody(caplog: pytest.LogCaptureFixture) -> None:
     app = serving(broker="amqps://mq.invalid/", database="postgresql://db.invalid/shop?sslmode=verify-full")
     with caplog.at_level(logging.WARNING, "saga.app"):
-        app.check_links(broker=True)
+        app.check_links()
     assert not caplog.records
 
 
@@ -138,7 +138,7 @@ async def test_a_broker_in_the_process_may_be_said() -> None:
 
 async def test_a_file_needs_no_broker(sqlite_url: str) -> None:
     app = App(sqlite_url, production=True)
-    app.check_links(broker=True)
+    app.check_links()
 
 
 def test_the_environment_says_production_for_the_schema_too(monkeypatch: pytest.MonkeyPatch) -> None:
