@@ -65,7 +65,7 @@ DUE: Final[dict[str, tuple[str, ...]]] = {
     "G-02": DATABASE_ONLY,  # the database broker itself
     "G-03": (POSTGRES_RABBITMQ,),  # RabbitMQ itself
     "G-04": (POSTGRES_KAFKA,),  # Kafka itself
-    "G-05": PURE,  # `check`: every finding, on a cluster that is told what to say; RabbitMQ's on its own
+    "G-05": PURE,  # `check`; `plan` and `apply` are not there yet
     "G-06": PURE,  # "each capability switched off in turn on the memory adapter"
     "G-07": STACKS,
     "G-08": STACKS,

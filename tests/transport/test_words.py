@@ -173,3 +173,18 @@ def test_an_address_that_was_understood_shows_nothing_of_it(tmp_path: Path) -> N
 )
 def test_loopback_and_sockets_stay_on_this_machine(host: str | None, local: bool) -> None:
     assert transport.is_local(host) == local
+
+
+@pytest.mark.parametrize(
+    ("address", "scheme", "place"),
+    [
+        ("amqp://mq/", "amqp", "mq:5672"),
+        ("amqps://mq/", "amqps", "mq:5671"),
+        ("amqp://mq/?sslmode=verify-full", "amqps", "mq:5671"),
+        ("amqps://mq:99/?sslmode=verify-full", "amqps", "mq:99"),
+    ],
+)
+def test_rabbitmq_means_tls_by_scheme_or_by_word(address: str, scheme: str, place: str) -> None:
+    known = rabbitmq.read(address)
+    assert (known.url.scheme, known.place) == (scheme, place)
+    assert (known.context is not None and known.context.check_hostname) == (scheme == "amqps")
