@@ -50,7 +50,10 @@ def of_broker(address: str) -> Link | None:
         return of_database(adapters.split_schema(address)[0], what="broker")
     if scheme not in SERVERS:
         return None
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return None  # its adapter says what is wrong with it, and shows no password
     away = _away(parts.netloc.rpartition("@")[2].split(","), _PORTS[scheme])
     query = {name: values[0] for name, values in parse_qs(parts.query).items()}
     return Link("broker", away, transport.of(query, what="broker", tls=scheme == "amqps"))

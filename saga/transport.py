@@ -51,7 +51,6 @@ OTHERS: Final = {
     "ssl_cert": "sslcert",
     "keyfile": "sslkey",
     "ssl_key": "sslkey",
-    "passfile": "password_file",
 }
 """Words of the drivers, each of which understands some, and what they are here."""
 _DISAGREEMENTS: Final = ("VERSION", "CERTIFICATE", "HANDSHAKE", "UNKNOWN_CA")

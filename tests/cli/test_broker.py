@@ -11,6 +11,7 @@ from typing import Final
 import pytest
 from typer.testing import CliRunner
 
+from saga import App
 from saga.cli import build
 from saga.errors import TopologyMismatch
 from tests.cli.topology import FOUND, Looking, serving
@@ -52,6 +53,10 @@ def test_a_broker_that_cannot_look_has_nothing_to_say() -> None:
         0,
         "nothing to say of saga.default.commands.stock\n",
     )
+
+
+async def test_queues_that_are_tables_have_nothing_to_say(sqlite_url: str) -> None:
+    assert await App(sqlite_url, broker="database://").check_broker() == []
 
 
 async def test_production_mode_does_not_start_with_what_is_to_be_refused() -> None:

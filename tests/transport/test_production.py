@@ -106,6 +106,13 @@ def test_drivers_of_postgresql_ask_the_environment_for_a_host(monkeypatch: pytes
     assert link.places == ("db:5432",)
 
 
+@pytest.mark.parametrize("broker", [f"amqp://me:{CANARY}@[::1/", f"kafka://me:{CANARY}\u2100@one/"])
+async def test_an_address_that_cannot_be_read_is_refused_and_not_shown(broker: str) -> None:
+    error = await started(serving(broker=broker, production=True))
+    assert isinstance(error, ConfigurationError)
+    assert CANARY not in error.text
+
+
 async def test_elsewhere_it_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
     app = serving(broker="amqp://mq.invalid/", database="mysql://db.invalid/shop?sslmode=require")
     with caplog.at_level(logging.WARNING, "saga.app"):
