@@ -37,7 +37,11 @@ async def test_an_address_on_a_page_is_one_that_production_takes(
     for path in (authorities.root, mine.certificate, mine.key):
         (tmp_path / path.name.replace("ours", "ca")).write_bytes(path.read_bytes())
     given = address.replace("/etc/shop/", f"{tmp_path}/").replace("/run/secrets/", f"{tmp_path}/")
-    app = App(**{"broker": "memory://", name: given}, production=True)
+    app = (
+        App(given, broker="memory://", production=True)
+        if name == "database"
+        else App(broker=given, production=True)
+    )
     app.check_links()
     spawner = TaskSpawner()
     database = app.make_database(spawner)

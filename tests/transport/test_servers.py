@@ -35,7 +35,7 @@ from saga.brokers.rabbitmq.address import read
 from saga.brokers.rabbitmq.link import ConnectionLost, connect
 from saga.cli import build
 from saga.clock import TaskSpawner
-from saga.errors import ConfigurationError
+from saga.errors import ConfigurationError, TopologyMismatch
 from tests.plugins.watch import CANARY
 from tests.transport.certificates import HOST, Authorities
 
@@ -51,7 +51,7 @@ class Transfer(BaseModel):
     amount: int
 
 
-def transferring(database: str, broker: str) -> tuple[App, Saga[Transfer, None]]:
+def transferring(database: str, broker: str, production: bool = True) -> tuple[App, Saga[Transfer, None]]:
     """Return an app whose saga writes through the loop and through threads."""
     accounts = Participant("accounts", start_to_close=timedelta(seconds=30))
 
@@ -70,11 +70,11 @@ def transferring(database: str, broker: str) -> tuple[App, Saga[Transfer, None]]
     def take_back(transfer: Transfer, session: Session) -> None: ...
 
     saga: Saga[Transfer, Any] = Saga("money-transfer", Transfer).step(withdraw).step(deposit)
-    return App(database, broker=broker, sagas=[saga], participants=[accounts], production=True), saga
+    return App(database, broker=broker, sagas=[saga], participants=[accounts], production=production), saga
 
 
-async def transfer(database: str, broker: str) -> None:
-    app, saga = transferring(database, broker)
+async def transfer(database: str, broker: str, production: bool = True) -> None:
+    app, saga = transferring(database, broker, production)
     async with app:
         await app.client.execute(saga, Transfer(amount=1), id="t-1", timeout=SECONDS_MAX)
 
@@ -253,9 +253,21 @@ async def test_kafka_over_tls_with_a_log_in(
 ) -> None:
     words = f"sslrootcert={authorities.root}&sasl={mechanism}"
     place = f"{HOST}:{kafka.sasl_port}"
-    await transfer(sqlite_url, f"kafka://{KAFKA_USER}:{KAFKA_PASSWORD}@{place}?{words}")
+    address = f"kafka://{KAFKA_USER}:{KAFKA_PASSWORD}@{place}?{words}"
+    await transfer(sqlite_url, address, production=False)
     assert "refuses the log-in" in await refused(sqlite_url, f"kafka://{KAFKA_USER}:wrong@{place}?{words}")
 
 
 async def test_kafka_over_tls(kafka: LocalKafka, authorities: Authorities, sqlite_url: str) -> None:
-    await transfer(sqlite_url, f"kafka://{HOST}:{kafka.tls_port}?sslrootcert={authorities.root}")
+    address = f"kafka://{HOST}:{kafka.tls_port}?sslrootcert={authorities.root}"
+    await transfer(sqlite_url, address, production=False)
+
+
+@pytest.mark.feature("G-05")
+async def test_production_mode_does_not_start_on_a_cluster_of_one_broker(
+    kafka: LocalKafka, sqlite_url: str
+) -> None:
+    app, _ = transferring(sqlite_url, kafka.url)
+    with pytest.raises(TopologyMismatch, match="SG206") as caught:
+        await app.start(coordinator=True, participants=True)
+    assert "[one-copy]" in caught.value.text
