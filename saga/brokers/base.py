@@ -214,6 +214,11 @@ class Finding(NamedTuple):
 class Checked(Protocol):
     """A broker whose channels can be looked at without changing them: beside the port, for adapters that can."""
 
+    @property
+    def lets_pass(self) -> bool:
+        """Whether `declare` lets some of it pass, so that a start has to look as well."""
+        ...
+
     async def check(self, channels: Sequence[Channel]) -> Sequence[Finding]:
         """Return what is not as `declare` would make it, by channel; also what `declare` lets pass. Makes nothing.
 

@@ -140,11 +140,21 @@ class RabbitMQBroker:
             # in the server). What was declared stays so, and over the next connection it goes on.
             await self._declare(await self._need_link(), named)
 
+    @property
+    def lets_pass(self) -> bool:
+        return False
+
     async def check(self, channels: Sequence[Channel]) -> Sequence[Finding]:
         """Return what is not as `declare` makes it, the first thing of each queue. Raises BrokerUnavailable."""
-        link = await self._need_link()
+        named = with_parking(channels)
+        try:
+            return await self._check(await self._need_link(), named)
+        except BrokerUnavailable:  # for the same reason
+            return await self._check(await self._need_link(), named)
+
+    async def _check(self, link: Link, channels: Iterable[Channel]) -> Sequence[Finding]:
         found: list[Finding | None] = []
-        for channel in with_parking(channels):
+        for channel in channels:
             try:
                 found.append(await topology.check(link, channel, self._options))
             except ChannelLost as error:
