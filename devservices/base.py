@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from enum import StrEnum
+from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 
 class Unavailable(Exception):
@@ -22,6 +23,15 @@ class Origin(StrEnum):
     URL = "url"
     DOCKER = "docker"
     LOCAL = "local"
+
+
+class Certificates(NamedTuple):
+    """PEM files with which a server of our own speaks TLS, beside plain text."""
+
+    authority: Path
+    """Whose certificates of clients it believes."""
+    certificate: Path
+    key: Path
 
 
 class Service(ABC):

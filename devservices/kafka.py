@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import ClassVar, Final
 from urllib.parse import urlsplit
 
-from devservices.base import NotControllable, Origin, Service, Unavailable
+from devservices.base import Certificates, NotControllable, Origin, Service, Unavailable
 from devservices.processes import ServerProcess, free_port, guard
 
 VERSION: Final = "4.3.1"
@@ -27,6 +27,9 @@ _ARTEFACTS: Final = (
     ("org.apache.logging.log4j", "log4j-slf4j-impl", "2.25.4"),  # without it the broker logs nothing
 )
 _COPY_PLUGIN: Final = "org.apache.maven.plugins:maven-dependency-plugin:2.8:copy-dependencies"
+USER: Final = "saga"
+PASSWORD: Final = "canary-4f1d9c"
+"""The word that nothing in a test may tell (tests/plugins/watch.py)."""
 _FETCH_SECONDS_MAX: Final = 300.0
 _FORMAT_SECONDS_MAX: Final = 120.0
 _START_SECONDS_MAX: Final = 150.0
@@ -59,10 +62,16 @@ class Kafka(Service):
 
 
 class LocalKafka(Kafka):
-    """A broker and controller in one process, in a temporary directory, for this process only."""
+    """A broker and controller in one process, in a temporary directory, for this process only.
 
-    def __init__(self) -> None:
+    With certificates it has more ports: `tls_port` for TLS, and `sasl_port` where `USER` logs in over TLS.
+    """
+
+    def __init__(self, certificates: Certificates | None = None) -> None:
         self._jars = find_programs()
+        self._certificates = certificates
+        self.tls_port: int = free_port()
+        self.sasl_port: int = free_port()
         self._directory = guard().make_directory("saga-kafka-")
         self._port = free_port()
         self._process: ServerProcess | None = None
@@ -138,12 +147,45 @@ class LocalKafka(Kafka):
             "broker.session.timeout.ms": "3000",
             "broker.heartbeat.interval.ms": "500",
         }
+        if self._certificates is not None:
+            settings |= self._secure(self._certificates, settings)
         self._configuration.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
         (self._directory / "log4j2.xml").write_text(
             '<Configuration status="ERROR"><Appenders><Console name="out"><PatternLayout pattern="%d %p %c %m%n"/>'
             '</Console></Appenders><Loggers><Root level="WARN"><AppenderRef ref="out"/></Root></Loggers>'
             "</Configuration>\n"
         )
+
+    def _secure(self, certificates: Certificates, plain: dict[str, str]) -> dict[str, str]:
+        """Return the settings of TLS and SASL."""
+        authority, certificate, key = certificates
+        store = self._directory / "store.pem"
+        store.touch(mode=0o600)
+        store.write_bytes(key.read_bytes() + certificate.read_bytes())
+        more = f",SSL://127.0.0.1:{self.tls_port},SASL_SSL://127.0.0.1:{self.sasl_port}"
+        # clients are told the name that the certificate is for
+        named = f",SSL://localhost:{self.tls_port},SASL_SSL://localhost:{self.sasl_port}"
+        protocols = ",SSL:SSL,SASL_SSL:SASL_SSL"
+        login = "org.apache.kafka.common.security"
+        return {
+            "listeners": plain["listeners"] + more,
+            "advertised.listeners": plain["advertised.listeners"] + named,
+            "listener.security.protocol.map": plain["listener.security.protocol.map"] + protocols,
+            "ssl.keystore.type": "PEM",
+            "ssl.keystore.location": str(store),
+            "ssl.truststore.type": "PEM",
+            "ssl.truststore.location": str(authority),
+            "sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512",
+            "listener.name.sasl_ssl.plain.sasl.jaas.config": (
+                f'{login}.plain.PlainLoginModule required user_{USER}="{PASSWORD}";'
+            ),
+            **{
+                f"listener.name.sasl_ssl.scram-sha-{bits}.sasl.jaas.config": (
+                    f"{login}.scram.ScramLoginModule required;"
+                )
+                for bits in (256, 512)
+            },
+        }
 
     def _java(self, main: str, *arguments: str) -> list[str]:
         logging = f"-Dlog4j2.configurationFile={self._directory / 'log4j2.xml'}"
@@ -160,6 +202,9 @@ class LocalKafka(Kafka):
     def _format(self) -> None:
         cluster = urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=").replace("-", "A")
         command = self._java("kafka.tools.StorageTool", "format", "--standalone", "-t", cluster)
+        if self._certificates is not None:
+            for bits in (256, 512):
+                command += ["--add-scram", f"SCRAM-SHA-{bits}=[name={USER},password={PASSWORD}]"]
         result = _run([*command, "-c", str(self._configuration)], self._directory, _FORMAT_SECONDS_MAX)
         if result is not None:
             raise Unavailable(f"Kafka's storage could not be formatted: {result}")

@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import pymysql
 
-from devservices.base import NotControllable, Origin, Service, Unavailable
+from devservices.base import Certificates, NotControllable, Origin, Service, Unavailable
 from devservices.processes import ServerProcess, free_port, guard, primary_group
 
 _CONNECT_SECONDS_MAX = 10
@@ -158,12 +158,16 @@ class MySqlServer(Service):
 
 
 class LocalMySqlServer(MySqlServer):
-    """A server made from the programs of this machine in a temporary directory, for this process only."""
+    """A server made from the programs of this machine in a temporary directory, for this process only.
 
-    def __init__(self) -> None:
+    With certificates it speaks TLS to those who ask for it.
+    """
+
+    def __init__(self, certificates: Certificates | None = None) -> None:
         self._find()
         self._user = _unprivileged_user()
         self._directory = guard().make_directory(f"saga-{self.scheme}-")
+        self._secured = () if certificates is None else self._secure(certificates)
         self._process: ServerProcess | None = None
         self._port = free_port()
         try:
@@ -244,6 +248,7 @@ class LocalMySqlServer(MySqlServer):
                 f"--pid-file={self._directory / 'pid'}",
                 f"--init-file={self._init_file}",
                 *_OPTIONS,
+                *self._secured,
             ],
             environment=self._environment(),
             log=self._directory / "server.log",
@@ -252,6 +257,18 @@ class LocalMySqlServer(MySqlServer):
         )
         self._process = process
         process.wait_until(self._greets, timeout_seconds=_START_SECONDS_MAX, what=self.name)
+
+    def _secure(self, certificates: Certificates) -> tuple[str, ...]:
+        """Return the options of TLS, for copies that the server's user may read."""
+        options = []
+        for name, path in zip(("ca", "cert", "key"), certificates, strict=True):
+            copy = self._directory / path.name
+            copy.touch(mode=0o600)
+            copy.write_bytes(path.read_bytes())
+            if self._user is not None:
+                shutil.chown(copy, self._user)
+            options.append(f"--ssl-{name}={copy}")
+        return tuple(options)
 
     def _greets(self) -> bool:
         """Whether it takes a log-in; one that it refuses is an answer, too."""

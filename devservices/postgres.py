@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import asyncpg
 
-from devservices.base import NotControllable, Origin, Service, Unavailable
+from devservices.base import Certificates, NotControllable, Origin, Service, Unavailable
 from devservices.processes import ServerProcess, free_port, guard, primary_group
 
 _DRIVER = "postgresql+asyncpg"
@@ -133,9 +133,13 @@ class Postgres(Service):
 
 
 class LocalPostgres(Postgres):
-    """A PostgreSQL server made from the programs of this machine in a temporary directory, for this process only."""
+    """A PostgreSQL server made from the programs of this machine in a temporary directory, for this process only.
 
-    def __init__(self) -> None:
+    With certificates it asks roles for their password; without, nobody is asked for anything.
+    """
+
+    def __init__(self, certificates: Certificates | None = None) -> None:
+        self._certificates = certificates
         self._programs = find_programs()
         self._user = _unprivileged_user()
         self._directory = guard().make_directory("saga-postgres-")
@@ -194,6 +198,25 @@ class LocalPostgres(Postgres):
         )
         with (self._data / "postgresql.conf").open("a") as file:
             file.write(_CONFIGURATION.format(port=port, directory=self._directory))
+            if self._certificates is not None:
+                file.write(self._secure(self._certificates))
+
+    def _secure(self, certificates: Certificates) -> str:
+        """Return the configuration of TLS; the server wants its key to be its own."""
+        lines = ["ssl = on"]
+        for name, path in zip(("ssl_ca_file", "ssl_cert_file", "ssl_key_file"), certificates, strict=True):
+            copy = self._directory / path.name
+            copy.touch(mode=0o600)
+            copy.write_bytes(path.read_bytes())
+            if self._user is not None:
+                shutil.chown(copy, self._user, self._user)
+            lines.append(f"{name} = '{copy}'")
+        (self._data / "pg_hba.conf").write_text(
+            "host all postgres 127.0.0.1/32 trust\n"
+            "hostssl all certified 127.0.0.1/32 cert\n"
+            "hostssl all all 127.0.0.1/32 scram-sha-256\n"
+        )
+        return "\n".join([*lines, ""])
 
     def _launch(self) -> None:
         process = ServerProcess(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 from urllib.parse import urlsplit
 
-from devservices.base import NotControllable, Origin, Service, Unavailable
+from devservices.base import Certificates, NotControllable, Origin, Service, Unavailable
 from devservices.processes import ServerProcess, free_port, guard
 
 _START_SECONDS_MAX = 90.0
@@ -43,10 +43,16 @@ class RabbitMq(Service):
 
 
 class LocalRabbitMq(RabbitMq):
-    """A RabbitMQ server made from the programs of this machine in a temporary directory, for this process only."""
+    """A RabbitMQ server made from the programs of this machine in a temporary directory, for this process only.
 
-    def __init__(self) -> None:
+    With certificates it has a second port that speaks TLS, where clients may log in by theirs (EXTERNAL).
+    """
+
+    def __init__(self, certificates: Certificates | None = None) -> None:
         self._programs = find_programs()
+        self._certificates = certificates
+        self.tls_port: int = free_port()
+        """Where it speaks TLS, if it has certificates."""
         self._directory = guard().make_directory("saga-rabbitmq-")
         self._port = free_port()
         self._epmd_port = free_port()
@@ -152,10 +158,24 @@ class LocalRabbitMq(RabbitMq):
         }
 
     def _write_configuration(self) -> None:
-        (self._directory / "rabbitmq.conf").write_text(
-            f"listeners.tcp.1 = 127.0.0.1:{self._port}\nlog.file.level = warning\n"
-        )
-        (self._directory / "enabled_plugins").write_text("[].\n")
+        lines = [f"listeners.tcp.1 = 127.0.0.1:{self._port}", "log.file.level = warning"]
+        plugins = ""
+        if self._certificates is not None:
+            authority, certificate, key = self._certificates
+            lines += [
+                f"listeners.ssl.1 = 127.0.0.1:{self.tls_port}",
+                f"ssl_options.cacertfile = {authority}",
+                f"ssl_options.certfile = {certificate}",
+                f"ssl_options.keyfile = {key}",
+                "ssl_options.verify = verify_peer",
+                "ssl_options.fail_if_no_peer_cert = false",
+                "auth_mechanisms.1 = PLAIN",
+                "auth_mechanisms.2 = EXTERNAL",
+                "ssl_cert_login_from = common_name",
+            ]
+            plugins = "rabbitmq_auth_mechanism_ssl"
+        (self._directory / "rabbitmq.conf").write_text("\n".join([*lines, ""]))
+        (self._directory / "enabled_plugins").write_text(f"[{plugins}].\n")
 
     def _launch_epmd(self) -> None:
         program = _find_epmd()

@@ -36,8 +36,8 @@ def queues_in(broker: str | Broker, database: str | URL, schema: str | None) -> 
     """Return whether the broker's queues are tables of this database: what is committed there is on its way."""
     if not isinstance(broker, str):
         return False
-    if _scheme(broker) not in DATABASES:
-        return _scheme(broker) == OWN
+    if scheme_of(broker) not in DATABASES:
+        return scheme_of(broker) == OWN
     url, their_schema = split_schema(broker)
     ours = schema if url.get_backend_name() == "postgresql" else None
     return place(url) == place(async_url(database)) and their_schema == ours
@@ -60,7 +60,7 @@ def make_broker(
     if not isinstance(given, str):
         return given
     ports: dict[str, Any] = {"clock": clock, "ids": ids, "spawner": spawner}
-    scheme = _scheme(given)
+    scheme = scheme_of(given)
     if scheme == "memory":
         from saga.brokers.memory import MemoryBroker
 
@@ -173,5 +173,6 @@ def _said(value: object) -> str:
     return "none" if value is None else f"{value:,}"
 
 
-def _scheme(address: str) -> str:
+def scheme_of(address: str) -> str:
+    """Return what kind of broker an address is of."""
     return address.partition("://")[0].partition("+")[0]

@@ -21,9 +21,9 @@ from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from saga import adapters
+from saga import adapters, links
 from saga.batcher import Lane
-from saga.brokers.base import Broker, Channel, OutMessage
+from saga.brokers.base import Broker, Channel, Checked, Finding, OutMessage, Severity
 from saga.brokers.database import DatabaseBroker
 from saga.client import Client
 from saga.clock import Clock, Ids, SystemClock, SystemIds, TaskSpawner, within
@@ -40,10 +40,11 @@ from saga.errors import (
     MissingCapability,
     SagaError,
     StorageUnavailable,
+    TopologyMismatch,
 )
 from saga.inbox.served import limit_seconds
 from saga.inbox.service import InboxService
-from saga.messages import BODY_BYTES_MAX, commands_channel, replies_channel
+from saga.messages import BODY_BYTES_MAX, commands_channel, parking_channel, replies_channel
 from saga.outbox.events import Outbox
 from saga.outbox.parking import Parking
 from saga.outbox.publisher import CommandPublisher, DirectPublisher
@@ -108,6 +109,7 @@ class App:
         pool_size: int | None = None,
         redrive: timedelta | None = None,
         grace: timedelta | None = None,
+        production: bool | None = None,
         clock: Clock | None = None,
         ids: Ids | None = None,
     ) -> None:
@@ -121,7 +123,8 @@ class App:
         start, as are those that `inboxes` consume. `schema` is where our tables live on PostgreSQL. `concurrency`
         bounds the commands that the participants work on at once, and as much the events, `pool_size` the connections
         and with it the transactions at once. A command without an answer is sent again after `redrive`, doubling to ten
-        times that. `grace` is what `stop` gives to what is under way.
+        times that. `grace` is what `stop` gives to what is under way. In `production` start refuses what is good for a
+        developer's machine only, and is else warned of.
         Raises ConfigurationError, DefinitionError, DefinitionChanged.
         """
         self.settings: Settings = self.load_settings(
@@ -133,6 +136,7 @@ class App:
             pool_size=pool_size,
             redrive=redrive,
             grace=grace,
+            production=production,
         )
         given = self.settings
         self.namespace: str = given.namespace
@@ -165,6 +169,16 @@ class App:
         return [
             *sent,
             *(each for participant in self.participants for each in participant.activities.values()),
+        ]
+
+    def channels(self) -> list[Channel]:
+        """Return the channels that this app sends to or receives from, by name."""
+        work = {commands_channel(self.namespace, each.queue) for each in self.activities()}
+        if self.registry.served():
+            work.add(replies_channel(self.namespace))
+        return [
+            *(Channel(name, parking_channel(name)) for name in sorted(work)),
+            *(Channel(topic) for topic in sorted(self.topics)),
         ]
 
     # --- running ------------------------------------------------------------------------------
@@ -221,7 +235,7 @@ class App:
     async def start(self, *, coordinator: bool, participants: bool, broker: bool = True) -> None:
         """Connect, check database, schema and broker, and start the roles.
 
-        An embedded database (SQLite) is made and upgraded first; others never are. Raises SchemaMismatch,
+        An embedded database (SQLite) is made and upgraded first; others never are. Raises InsecureLink, SchemaMismatch,
         UnsupportedDatabase, StorageUnavailable, BrokerUnavailable, TopologyMismatch, MissingCapability,
         DefinitionChanged; nothing is left running then.
         """
@@ -232,6 +246,7 @@ class App:
     ) -> None:
         if self._running is not None:
             raise ConfigurationError("The app is running already.")
+        self.check_links(broker=broker)
         running = _Running(self)
         try:
             async with asyncio.timeout(seconds):
@@ -254,6 +269,27 @@ class App:
         running, self._running = self._running, None
         if running is not None:
             await running.stop(self.settings.grace if grace is None else grace)
+
+    async def check_broker(self) -> list[Finding]:
+        """Connect to the broker alone and return what is not as it should be of this app's channels; make nothing.
+
+        Nothing is found where the queues are tables or in the process, nor by another package's adapter that cannot
+        look. Raises InsecureLink, BrokerUnavailable, ConfigurationError.
+        """
+        self.check_links(database=self.queued)
+        spawner = self.make_spawner()
+        database = self.make_database(spawner)
+        broker = self.make_broker(spawner, database)
+        try:
+            if not isinstance(broker, Checked):
+                return []
+            await broker.start()
+            return list(await broker.check(self.channels()))
+        finally:
+            await broker.close()
+            if database is not None:
+                await database.dispose()
+            await spawner.close()
 
     def forget(self) -> None:
         """Forget, in a forked process, what runs in the one that it was forked from. Closes nothing there."""
@@ -372,6 +408,21 @@ class App:
             schema=given.schema_,
         )
 
+    def check_links(self, *, database: bool = True, broker: bool = True) -> None:
+        """Warn of links to other hosts that anybody may read or answer. Raises InsecureLink in production mode.
+
+        What a broker object given to the app does is its own affair.
+        """
+        given, address = self.settings, self._broker_given
+        place = None if given.database is None else given.database.get_secret_value()
+        there: list[links.Link | None] = []
+        if database and place is not None:
+            there.append(links.of_database(place))
+        if broker and isinstance(address, str):
+            links.check_said(address, given.origin("broker"), database=place, production=given.production)
+            there.append(links.of_broker(address))
+        links.check(there, production=given.production)
+
     def check_capabilities(self, broker: Broker) -> None:
         """Refuse a broker that cannot carry our messages. Raises MissingCapability.
 
@@ -418,6 +469,7 @@ class _Running:
         self._consumed = self._channels(coordinator, participants)
         if broker:
             await self.broker.start()
+            await self._check_channels()
         app = self._app
         if self.database is not None and (app.registry.served() or app.topics or app.inboxes):
             self._make_outbox(self.database)
@@ -438,6 +490,22 @@ class _Running:
             self.relay.start()
         else:
             self.relay = None
+
+    async def _check_channels(self) -> None:
+        """Look at the channels that are there, before anything is sent. Raises TopologyMismatch in production mode."""
+        if not isinstance(self.broker, Checked) or not self.broker.lets_pass:
+            return
+        found = [
+            each
+            for each in await self.broker.check(self._app.channels())
+            if each.severity is not Severity.NOTE
+        ]
+        refused = [each for each in found if each.severity is Severity.REFUSE]
+        if refused and self._app.settings.production:
+            told = "; ".join(f"[{each.code}] {each.text}: {each.fix}" for each in refused)
+            raise TopologyMismatch(f"Production mode refuses what is there on the broker: {told}.")
+        for each in found:
+            log.warning("[%s] %s: %s", each.code, each.text, each.fix)
 
     def too_slow(self) -> SagaError:
         """Return the error of a start that took too long, by what it waited for."""
@@ -586,6 +654,7 @@ class _Running:
 
     async def _resend(self, row: ParkedRow) -> str:
         if not self._connected:
+            self._app.check_links(database=False)
             await self.broker.start()
             self._connected = True
         (sent,) = self.broker.publish(

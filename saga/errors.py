@@ -97,6 +97,12 @@ class UnsupportedDatabase(ConfigurationError):
     code = "SG205"
 
 
+class InsecureLink(ConfigurationError):
+    """A link to another host is in plain text or checks nobody, which production mode refuses."""
+
+    code = "SG207"
+
+
 class TopologyMismatch(SagaError):
     """A queue or exchange exists on the broker with other arguments than ours."""
 

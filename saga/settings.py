@@ -92,6 +92,13 @@ class Settings(BaseSettings):
         ge=timedelta(0),
         description="Time to finish what is under way when the app is stopped; in seconds.",
     )
+    production: bool = Field(
+        False,
+        description=(
+            "Refuse at start what is good for a developer's machine only: links to other hosts in plain text or to "
+            "whoever answers, a broker that was not said, topics that would lose messages. Else they are warned of."
+        ),
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Level of the program `saga`; an app in your own process leaves logging to you."
     )

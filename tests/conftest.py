@@ -147,6 +147,12 @@ def own_kafka(pytestconfig: pytest.Config, kafka_server: Kafka) -> Iterator[Loca
         yield server
 
 
+@pytest.fixture(scope="session")
+def require(pytestconfig: pytest.Config) -> Callable[[str, Callable[[], _S]], _S]:
+    """`require(name, provide)` starts a service that few tests need, or skips as for the others."""
+    return lambda name, provide: _require(pytestconfig, name, provide)
+
+
 @pytest.fixture
 def postgres_url(postgres_server: Postgres) -> Iterator[str]:
     """The address (`postgresql+asyncpg://`) of an empty database of this test's own."""

@@ -72,6 +72,7 @@ DUE: Final[dict[str, tuple[str, ...]]] = {
     "G-02": (*DATABASE_ONLY, MARIADB),  # the database broker itself
     "G-03": (POSTGRES_RABBITMQ,),  # RabbitMQ itself
     "G-04": (POSTGRES_KAFKA,),  # Kafka itself
+    "G-05": PURE,  # `check`; `plan` and `apply` are not there yet
     "G-06": PURE,  # "each capability switched off in turn on the memory adapter"
     "G-07": STACKS,
     "G-08": STACKS,
@@ -92,6 +93,7 @@ DUE: Final[dict[str, tuple[str, ...]]] = {
     # Security
     "L-01": EVERYWHERE,
     "L-02": EVERYWHERE,
+    "L-05": PURE,  # every kind of server; credentials that change while running are not there yet
     "L-11": EVERYWHERE,
     "L-10": EVERYWHERE,
     # Scale and cost

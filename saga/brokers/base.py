@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 EMPTY: Mapping[str, str] = {}
 
@@ -89,6 +89,15 @@ class Channel:
     """Channel that takes what the broker itself gives up on (delivery limit); None for a parking channel."""
 
 
+def with_parking(channels: Sequence[Channel]) -> Sequence[Channel]:
+    """Return the channels and their parking channels: none stands without the one that takes its poison."""
+    named = {channel.name: channel for channel in channels}
+    for channel in channels:
+        if channel.parking is not None:
+            named.setdefault(channel.parking, Channel(channel.parking))
+    return list(named.values())
+
+
 @dataclass(frozen=True, slots=True)
 class ChannelStatus:
     """What the broker says about a channel now."""
@@ -139,7 +148,10 @@ class Broker(Protocol):
         ...
 
     async def start(self) -> None:
-        """Connect. Raises BrokerUnavailable within 10 s; afterwards the adapter reconnects by itself."""
+        """Connect. Afterwards the adapter reconnects by itself.
+
+        Raises BrokerUnavailable within 10 s, ConfigurationError for a log-in or a certificate that is not accepted.
+        """
         ...
 
     async def declare(self, channels: Sequence[Channel]) -> None:
@@ -172,4 +184,44 @@ class Broker(Protocol):
 
     async def close(self) -> None:
         """Close every consumer and the connection. Unresolved publishes become UNKNOWN. Idempotent, bounded to 10 s."""
+        ...
+
+
+class Severity(StrEnum):
+    """What a finding means for a start."""
+
+    NOTE = "note"
+    """Nothing: it is as it may be, and people may like to know."""
+    WARN = "warn"
+    """It starts, and says so."""
+    REFUSE = "refuse"
+    """In production mode it does not start; else it says so."""
+
+
+class Finding(NamedTuple):
+    """One thing about a channel that is not as it should be."""
+
+    code: str
+    """A stable word, the same for whatever channel."""
+    severity: Severity
+    channel: str
+    text: str
+    fix: str
+    """What an operator does about it."""
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """A broker whose channels can be looked at without changing them: beside the port, for adapters that can."""
+
+    @property
+    def lets_pass(self) -> bool:
+        """Whether `declare` lets some of it pass, so that a start has to look as well."""
+        ...
+
+    async def check(self, channels: Sequence[Channel]) -> Sequence[Finding]:
+        """Return what is not as `declare` would make it, by channel; also what `declare` lets pass. Makes nothing.
+
+        To be called after `start`. Raises BrokerUnavailable within 10 s.
+        """
         ...

@@ -25,7 +25,7 @@ def build() -> typer.Typer:
     """Return the program with all its commands."""
     import typer
 
-    from saga.cli import asyncapi, config, db, look, operate, processes
+    from saga.cli import asyncapi, broker, config, db, look, operate, processes
     from saga.cli.errors import Program
     from saga.engine.verbs import Verb
 
@@ -46,6 +46,7 @@ def build() -> typer.Typer:
     program.add_typer(look.dead_letters, name="dead-letters")
     program.command("outbox")(look.outbox)
     program.add_typer(db.commands, name="db")
+    program.add_typer(broker.commands, name="broker")
     program.command("config")(config.config)
     program.command("asyncapi")(asyncapi.write)
     program.command("coordinator")(processes.coordinator)

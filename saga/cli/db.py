@@ -9,6 +9,7 @@ from typing import Annotated, Final, TypeVar
 import typer
 from sqlalchemy import Connection
 
+from saga import links, settings
 from saga.cli.apps import JsonOption
 from saga.cli.errors import FINDING, told
 from saga.cli.output import document
@@ -100,6 +101,8 @@ def _report(differences: list[str], good: str, as_json: bool) -> None:
 
 
 def _run(url: str, schema: str | None, function: Callable[[Connection], T]) -> T:
+    links.check([links.of_database(url)], production=settings.load().production)
+
     async def work() -> T:
         spawner = TaskSpawner()
         database = Database(

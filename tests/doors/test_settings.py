@@ -24,7 +24,7 @@ from saga.brokers.base import Channel
 from saga.brokers.memory import MemoryBroker, MemoryQueues
 from saga.cli import build
 from saga.clock import SystemClock, TaskSpawner
-from saga.errors import ConfigurationError
+from saga.errors import ConfigurationError, InsecureLink
 from saga.messages import commands_channel, decode_commands, parking_channel
 from tests.outbox.upgraded import upgraded
 from tests.plugins.canary import python_path
@@ -399,6 +399,18 @@ def test_log_level_is_that_of_the_program(tmp_path: Path) -> None:
     assert told == [False, True]
 
 
+async def test_production_is_when_plain_links_to_other_hosts_are_refused(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SAGA_BROKER", "amqp://mq.invalid/")
+    App().check_links()
+    assert "may be in plain text" in caplog.text
+
+    monkeypatch.setenv("SAGA_PRODUCTION", "true")
+    with pytest.raises(InsecureLink, match="SG207"):
+        await App().start(coordinator=False, participants=False)
+
+
 CHANGES: dict[str, Callable[..., Any]] = {
     "database": test_database_is_where_the_sagas_are,
     "broker": test_broker_is_what_carries_the_commands,
@@ -408,6 +420,7 @@ CHANGES: dict[str, Callable[..., Any]] = {
     "pool_size": test_pool_size_bounds_the_transactions_at_once,
     "redrive": test_redrive_is_when_a_command_is_sent_again,
     "grace": test_grace_is_what_a_stop_gives_to_what_runs,
+    "production": test_production_is_when_plain_links_to_other_hosts_are_refused,
     "log_level": test_log_level_is_that_of_the_program,
 }
 

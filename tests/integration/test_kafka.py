@@ -649,8 +649,34 @@ async def test_a_topic_that_takes_only_small_messages_is_a_mismatch(kafka_server
 async def test_a_parking_topic_keeps_everything_and_a_work_topic_two_weeks(kafka_server: Kafka) -> None:
     async with connected(kafka_server.url) as broker:
         name = await new_channel(broker)
-        kept = await broker._cluster.settings([name, f"{name}.parking"], "retention.ms")
-        assert kept == {name: str(14 * 86_400_000), f"{name}.parking": "-1"}
+        kept = await broker._cluster.settings([name, f"{name}.parking"], ["retention.ms"])
+        assert kept == {
+            name: {"retention.ms": str(14 * 86_400_000)},
+            f"{name}.parking": {"retention.ms": "-1"},
+        }
+
+
+@pytest.mark.feature("G-05")
+async def test_a_check_finds_what_the_cluster_tells_of_a_topic_and_makes_none(kafka_server: Kafka) -> None:
+    async with connected(kafka_server.url) as broker:
+        name = new_name("check")
+        found = await broker.check([Channel(name, f"{name}.parking")])
+        assert {each.code for each in found} == {"missing", "one-copy"}
+        wrong = {
+            "cleanup.policy": "compact",
+            "retention.ms": "1000",
+            "unclean.leader.election.enable": "true",
+        }
+        await broker._cluster.create([NewTopic(name, 4, 1, wrong)])
+        found = await broker.check([Channel(name, f"{name}.parking")])
+        assert {each.code for each in found if each.channel == name} == {
+            "message-size",
+            "one-copy",
+            "unclean-election",
+            "compacted",
+            "retention",
+        }
+        assert f"{name}.parking" not in await broker._cluster.topics([f"{name}.parking"])
 
 
 async def test_no_log_line_holds_what_was_sent(kafka_server: Kafka, caplog: pytest.LogCaptureFixture) -> None:

@@ -17,6 +17,7 @@ from aiokafka.errors import CommitFailedError
 from aiokafka.protocol.admin import CreateTopicsRequest
 
 from devservices import Kafka
+from saga.brokers.kafka.address import read
 from saga.brokers.kafka.clients import Clients
 from saga.brokers.kafka.options import KafkaOptions
 from saga.clock import SystemIds, TaskSpawner
@@ -174,7 +175,7 @@ async def test_quirk_a_producer_with_pending_data_does_not_stop_while_the_broker
     """KAF-20: that is why `end_producer` has a bound, and abandons; its private names are those of this version."""
     name = await new_topic(own_kafka)
     spawner = TaskSpawner()
-    clients = Clients([servers(own_kafka)], KafkaOptions(), spawner)
+    clients = Clients(read(own_kafka.url), KafkaOptions(), spawner)
     producer = clients.producer()
     await producer.start()
     await producer.send_and_wait(name, b"before")
@@ -198,7 +199,7 @@ async def test_quirk_a_consumer_that_is_abandoned_sends_no_heartbeat(kafka_serve
     """KAF-5: a member that nobody polls would keep its partitions from the others; private names of this version."""
     name = await new_topic(kafka_server)
     spawner = TaskSpawner()
-    clients = Clients([servers(kafka_server)], KafkaOptions(), spawner)
+    clients = Clients(read(kafka_server.url), KafkaOptions(), spawner)
     consumer = clients.consumer(name)
     await consumer.start()
     consumer.subscribe([name])

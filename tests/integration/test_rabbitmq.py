@@ -19,7 +19,7 @@ import pytest
 from pamqp import commands as spec
 
 from devservices import RabbitMq
-from saga.brokers.base import Channel, Consumer, OutMessage, PublishOutcome
+from saga.brokers.base import Channel, Consumer, OutMessage, PublishOutcome, Severity
 from saga.brokers.rabbitmq import RabbitMQBroker, RabbitMQOptions
 from saga.brokers.rabbitmq.consumer import RabbitMQConsumer
 from saga.clock import SystemIds, TaskSpawner
@@ -389,10 +389,10 @@ async def test_a_wrong_password_is_named_and_shown_nowhere(
     """S20: neither errors nor logs hold the credentials, at DEBUG."""
     caplog.set_level(logging.DEBUG)
     url = rabbitmq_server.url.replace("guest:guest", "guest:canary-7f3a")
-    with pytest.raises(BrokerUnavailable) as caught:
+    with pytest.raises(ConfigurationError) as caught:
         async with connected(url):
             pass
-    assert "AuthenticationError" in caught.value.text
+    assert "refuses the log-in" in caught.value.text
     assert "canary-7f3a" not in caught.value.text
     assert "canary-7f3a" not in caplog.text
 
@@ -540,3 +540,59 @@ async def test_quirk_redeliveries_of_a_quorum_queue_carry_their_count(rabbitmq_s
 
 def numbered(count: int) -> list[bytes]:
     return [b"m%04d" % number for number in range(count)]
+
+
+# --- what is found of queues that are not ours ------------------------------------------------------
+
+
+async def make_queue(url: str, name: str, arguments: dict[str, object]) -> None:
+    connection = await aiormq.connect(url)
+    channel = await connection.channel()
+    await channel.queue_declare(name, durable=True, arguments=arguments)  # type: ignore[arg-type]
+    await connection.close()
+
+
+OURS = {
+    "x-queue-type": "quorum",
+    "x-overflow": "reject-publish",
+    "x-delivery-limit": 100,
+    "x-dead-letter-exchange": "",
+    "x-dead-letter-strategy": "at-least-once",
+}
+
+
+@pytest.mark.feature("G-05", acceptance=True)
+@pytest.mark.parametrize(
+    ("changed", "code"),
+    [
+        ({"x-queue-type": "classic", "x-delivery-limit": None, "x-dead-letter-strategy": None}, "queue-type"),
+        ({"x-dead-letter-routing-key": "elsewhere"}, "dead-letter-target"),
+        ({"x-dead-letter-strategy": "at-most-once"}, "dead-letter-strategy"),
+        ({"x-delivery-limit": 3}, "delivery-limit"),
+        ({"x-overflow": "drop-head"}, "overflow"),
+        ({"x-max-length": 10}, "queue-length"),
+    ],
+)
+async def test_a_queue_that_is_not_as_ours_is_found_by_its_code(
+    rabbitmq_url: str, changed: dict[str, object], code: str
+) -> None:
+    name = new_name("check")
+    wanted = {**OURS, "x-dead-letter-routing-key": f"{name}.parking", **changed}
+    given = {argument: value for argument, value in wanted.items() if value is not None}
+    await make_queue(rabbitmq_url, name, given)
+    async with connected(rabbitmq_url) as broker:
+        await broker.declare([Channel(f"{name}.parking")])
+        (found,) = await broker.check([Channel(name, f"{name}.parking")])
+        assert (found.code, found.severity, found.channel) == (code, Severity.REFUSE, name)
+        assert found.fix
+
+
+@pytest.mark.feature("G-05")
+async def test_a_check_makes_no_queue_and_finds_nothing_of_ours(rabbitmq_url: str) -> None:
+    async with connected(rabbitmq_url) as broker:
+        name = new_name("check")
+        for _ in range(2):
+            found = await broker.check([Channel(name, f"{name}.parking")])
+            assert [each.code for each in found] == ["missing", "missing"]
+        await broker.declare([Channel(name, f"{name}.parking")])
+        assert await broker.check([Channel(name, f"{name}.parking")]) == []

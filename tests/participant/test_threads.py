@@ -842,7 +842,7 @@ async def test_sql6_a_server_that_does_not_answer_is_a_lost_connection(
     """SQL-6: nothing cancels a thread, so the driver gives up by itself; the command runs again."""
     rig, database, link = far
     database._threads = threadengine.postgresql(
-        database.url, {}, connect_seconds=4.0, answer_seconds=2.0, pool_size=8, max_overflow=0
+        database.url, {}, connect_seconds=4.0, answer_seconds=2.0, link={}, pool_size=8, max_overflow=0
     )
     participant, lost = limited(), list[str]()
 

@@ -71,6 +71,7 @@ def test_codes_are_stable() -> None:
         "UnknownSaga": "SG104",
         "MissingCapability": "SG203",
         "SchemaMismatch": "SG204",
+        "InsecureLink": "SG207",
         "PayloadTooLarge": "SG301",
         "PayloadInvalid": "SG302",
         "StartConflict": "SG303",

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from saga.adapters import make_broker
 from saga.brokers.kafka import KafkaBroker
-from saga.brokers.kafka.names import servers_of, topic_of
+from saga.brokers.kafka.address import read
+from saga.brokers.kafka.names import topic_of
 from saga.brokers.kafka.offsets import Window
 from saga.brokers.kafka.options import KafkaOptions
 from saga.clock import SystemClock, SystemIds, TaskSpawner
@@ -89,10 +90,32 @@ def test_any_other_name_becomes_a_legal_topic_of_its_own(name: str) -> None:
     assert topic not in (name, ".", "..", topic_of(name + "!"))
 
 
-def test_an_address_names_brokers_and_nothing_else() -> None:
-    assert servers_of("kafka://one:9092,two:9093") == ["one:9092", "two:9093"]
-    assert servers_of("kafka://one") == ["one:9092"]
-    assert servers_of("kafka://[::1]:9094,[::2]") == ["[::1]:9094", "[::2]:9092"]
+def test_an_address_names_brokers() -> None:
+    assert read("kafka://one:9092,two:9093").servers == ("one:9092", "two:9093")
+    assert read("kafka://one").servers == ("one:9092",)
+    assert read("kafka://[::1]:9094,[::2]").servers == ("[::1]:9094", "[::2]:9092")
+
+
+@pytest.mark.parametrize(
+    ("address", "protocol", "mechanism"),
+    [
+        ("kafka://one", "PLAINTEXT", None),
+        ("kafka://one?sslmode=verify-full", "SSL", None),
+        ("kafka://me:pass@one", "SASL_PLAINTEXT", "SCRAM-SHA-512"),
+        ("kafka://me:pass@one?sasl=plain", "SASL_PLAINTEXT", "PLAIN"),
+        ("kafka://me:pass@one,two?sslmode=require&sasl=SCRAM-SHA-256", "SASL_SSL", "SCRAM-SHA-256"),
+    ],
+)
+def test_an_address_says_how_clients_log_in(address: str, protocol: str, mechanism: str | None) -> None:
+    told = read(address).client
+    assert told["security_protocol"] == protocol
+    assert told.get("sasl_mechanism") == mechanism
+    assert (told["ssl_context"] is not None) == ("SSL" in protocol.split("_"))
+
+
+def test_a_name_and_a_password_may_be_quoted() -> None:
+    told = read("kafka://a%40b:p%2Fw%3A@one").client
+    assert (told["sasl_plain_username"], told["sasl_plain_password"]) == ("a@b", "p/w:")
 
 
 @pytest.mark.parametrize(
@@ -105,16 +128,14 @@ def test_an_address_names_brokers_and_nothing_else() -> None:
         "kafka://one,",
         "kafka://one/group",
         "kafka://one?a=b",
+        "kafka://one?sasl=PLAIN",
+        "kafka://me@one?sasl=GSSAPI",
+        "kafka://:canary-9b1f@one",
     ],
 )
 def test_an_address_that_says_something_else_is_refused(address: str) -> None:
-    with pytest.raises(ConfigurationError):
-        servers_of(address)
-
-
-def test_a_password_in_an_address_is_refused_and_not_shown() -> None:
     with pytest.raises(ConfigurationError) as caught:
-        servers_of("kafka://me:canary-9b1f@one:9092")
+        read(address)
     assert "canary" not in caught.value.text
 
 
@@ -126,7 +147,6 @@ def test_a_password_in_an_address_is_refused_and_not_shown() -> None:
         {"publish_seconds_max": 11.0},
         {"batch_bytes_max": 16_384},
         {"heartbeat_seconds": 5.0},
-        {"security_protocol": "SASL_SSL"},
     ],
 )
 def test_options_that_cannot_be_kept_are_refused(wrong: dict[str, object]) -> None:

@@ -41,6 +41,7 @@ NAMES = (
     "DefinitionChanged",
     "DefinitionError",
     "DuplicateActivity",
+    "InsecureLink",
     "MessageInvalid",
     "MissingCapability",
     "MissingExtra",

@@ -21,6 +21,7 @@ from saga.brokers.base import (
     Consumer,
     OutMessage,
     PublishOutcome,
+    with_parking,
 )
 from saga.brokers.database.consumer import DatabaseConsumer
 from saga.brokers.database.options import DatabaseOptions
@@ -118,10 +119,7 @@ class DatabaseBroker:
 
     async def declare(self, channels: Sequence[Channel]) -> None:
         self._refuse_if_closed()
-        named = {channel.name: channel for channel in channels}
-        for channel in channels:
-            if channel.parking is not None:
-                named.setdefault(channel.parking, Channel(channel.parking))
+        named = {channel.name: channel for channel in with_parking(channels)}
         for found in await self._reached(self._store.declare(list(named.values()))):
             raise TopologyMismatch(
                 f"channel {found.name}: parking is {found.parking!r}, declared with {named[found.name].parking!r}"

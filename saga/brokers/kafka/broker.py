@@ -14,14 +14,16 @@ from saga.brokers.base import (
     ChannelStatus,
     Consumer,
     Delivery,
+    Finding,
     OutMessage,
     PublishOutcome,
+    with_parking,
 )
+from saga.brokers.kafka.address import read
 from saga.brokers.kafka.clients import Clients
 from saga.brokers.kafka.cluster import Cluster
 from saga.brokers.kafka.consumer import KafkaConsumer, Park
 from saga.brokers.kafka.logs import damp
-from saga.brokers.kafka.names import servers_of
 from saga.brokers.kafka.options import KafkaOptions
 from saga.brokers.kafka.publisher import Publisher
 from saga.brokers.kafka.topology import Topology
@@ -58,13 +60,13 @@ class KafkaBroker:
         spawner: Spawner | None = None,
         options: KafkaOptions | None = None,
     ) -> None:
-        servers = servers_of(address)
+        known = read(address)
         self._clock = clock or SystemClock()
         self._ids = ids or SystemIds()
         self._spawner = spawner or TaskSpawner()
         self._options = options or KafkaOptions()
-        self._place = ",".join(servers)
-        self._clients = Clients(servers, self._options, self._spawner)
+        self._place = ",".join(known.servers)
+        self._clients = Clients(known, self._options, self._spawner)
         self._cluster = Cluster(self._clients, self._place, clock=self._clock, spawner=self._spawner)
         self._topology = Topology(self._cluster, self._options, self._clock)
         self._publisher = Publisher(
@@ -109,6 +111,8 @@ class KafkaBroker:
                 await self._cluster.open()
                 return
             except BrokerUnavailable:
+                if not failures and (why := await self._clients.refusal()):
+                    raise ConfigurationError(f"Kafka at {self._place}: {why}.") from None
                 failures += 1
                 pause = self._options.pause(failures, self._ids.fraction())
                 if self._clock.monotonic() + pause > deadline - 4.0:
@@ -117,12 +121,16 @@ class KafkaBroker:
 
     async def declare(self, channels: Sequence[Channel]) -> None:
         self._refuse_if_closed()
-        named = {channel.name: channel for channel in channels}
-        for channel in channels:
-            # a work channel never stands without the one that takes its poison
-            if channel.parking is not None:
-                named.setdefault(channel.parking, Channel(channel.parking))
-        await self._topology.declare(named.values())
+        await self._topology.declare(with_parking(channels))
+
+    @property
+    def lets_pass(self) -> bool:
+        return True
+
+    async def check(self, channels: Sequence[Channel]) -> Sequence[Finding]:
+        """Return what is not as it should be, also what `declare` lets pass. Raises BrokerUnavailable."""
+        self._refuse_if_closed()
+        return await self._topology.check(with_parking(channels))
 
     def publish(self, messages: Sequence[OutMessage]) -> Sequence[asyncio.Future[PublishOutcome]]:
         return self._publisher.publish(messages)

@@ -8,21 +8,30 @@ way to do that, so the private names of aiokafka are used here and nowhere else;
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable
 from typing import Any, Final, Generic, TypeVar, cast
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.conn import create_conn
+from aiokafka.errors import (
+    KafkaConnectionError,
+    KafkaError,
+    SaslAuthenticationFailed,
+    UnsupportedSaslMechanismError,
+)
 
+from saga.brokers.kafka.address import Address
 from saga.brokers.kafka.options import KafkaOptions
 from saga.clock import Spawner
+from saga.transport import disagreement
 
 T = TypeVar("T")
 
 FAILURES: Final[tuple[type[Exception], ...]] = (KafkaError, OSError, TimeoutError, AssertionError)
 """What a call of aiokafka raises when the cluster is away; the assertions are about a cluster without a broker."""
 _ABANDON_SECONDS_MAX = 5.0
+_REFUSAL_SECONDS_MAX = 2.0
 _SURPLUS_SECONDS = 10.0
 _NO_POLL_LIMIT_MS = 7 * 86400 * 1000
 
@@ -45,6 +54,10 @@ async def bounded(seconds: float, work: Coroutine[Any, Any, T], *, spawner: Spaw
         task.cancel()
         raise TimeoutError(name)
     return task.result().result()
+
+
+async def _all(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    return await asyncio.gather(*work)
 
 
 class _Ended(Generic[T]):
@@ -70,12 +83,13 @@ async def _quiet(work: Coroutine[Any, Any, T]) -> _Ended[T]:
 class Clients:
     """Makes and ends the clients of one cluster."""
 
-    def __init__(self, servers: Sequence[str], options: KafkaOptions, spawner: Spawner) -> None:
+    def __init__(self, address: Address, options: KafkaOptions, spawner: Spawner) -> None:
+        self._address = address
         self._options = options
         self._spawner = spawner
         self._common: dict[str, Any] = {
-            "bootstrap_servers": list(servers),
-            "security_protocol": options.security_protocol,
+            **address.client,
+            "bootstrap_servers": list(address.servers),
             "metadata_max_age_ms": int(options.metadata_seconds * 1000),
             "request_timeout_ms": int(options.request_seconds_max * 1000),
         }
@@ -112,6 +126,33 @@ class Clients:
             max_poll_interval_ms=_NO_POLL_LIMIT_MS,
             max_partition_fetch_bytes=self._options.record_bytes_max,
         )
+
+    async def refusal(self) -> str:
+        """Return why no broker takes us, for people: what an operator must see to. Empty for what passes by itself.
+
+        A client that finds none says only that; so each broker is asked once more, within 2 s in all.
+        """
+        asked = [self._refusal(server) for server in self._address.servers]
+        try:
+            whys = await bounded(
+                _REFUSAL_SECONDS_MAX, _all(asked), spawner=self._spawner, name="saga-kafka-refusal"
+            )
+        except TimeoutError:
+            return ""
+        return next((why for why in whys if why), "")
+
+    async def _refusal(self, server: str) -> str:
+        host, _, port = server.rpartition(":")
+        try:
+            connection = await create_conn(host.strip("[]"), int(port), **self._address.client)
+        except SaslAuthenticationFailed:
+            return "it refuses the log-in: user or password is wrong, or of another mechanism"
+        except UnsupportedSaslMechanismError:
+            return f"it takes no log-in by {self._address.client['sasl_mechanism']}; say sasl= in the address"
+        except FAILURES as error:
+            return disagreement(error)
+        connection.close()
+        return ""
 
     async def end_client(self, client: Any) -> None:
         """Close a client for questions; bounded, never raises."""

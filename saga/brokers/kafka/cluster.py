@@ -97,14 +97,14 @@ class Cluster:
 
         return await self._ask(made)
 
-    async def settings(self, topics: Iterable[str], name: str) -> dict[str, str]:
-        """Return one setting of each topic that tells it."""
-        request = DescribeConfigsRequest([(_TOPIC_RESOURCE, topic, [name]) for topic in topics], False)
+    async def settings(self, topics: Iterable[str], names: Sequence[str]) -> dict[str, dict[str, str]]:
+        """Return these settings of each topic that tells them."""
+        request = DescribeConfigsRequest([(_TOPIC_RESOURCE, topic, list(names)) for topic in topics], False)
 
-        async def told(client: Any) -> dict[str, str]:
+        async def told(client: Any) -> dict[str, dict[str, str]]:
             answer = await client.send(client.get_random_node(), request)
             entries = [(topic, entries) for code, _, _, topic, entries in answer.resources if not code]
-            return {topic: found[0][1] for topic, found in entries if found}
+            return {topic: {each[0]: each[1] for each in found} for topic, found in entries}
 
         return await self._ask(told)
 

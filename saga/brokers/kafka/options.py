@@ -19,8 +19,6 @@ class KafkaOptions:
     a mismatch. One copy is what a cluster of one broker has: good for development, gone with its disk."""
     retention_seconds: float = 14 * 86400.0
     """What is older is deleted by the broker, finished or not; a parking topic keeps everything."""
-    security_protocol: str = "PLAINTEXT"
-    """How clients talk to the brokers. TLS and SASL are not there yet."""
     delivery_limit: int = 100
     """Times that this process hands a message out before it is parked. Counted in memory: a log keeps no count."""
     retry_seconds: float = 0.1
@@ -75,8 +73,6 @@ class KafkaOptions:
             raise ConfigurationError("batch_bytes_max is at least 262144")
         if self.heartbeat_seconds > self.session_seconds / 3:
             raise ConfigurationError("heartbeat_seconds is at most a third of session_seconds")
-        if self.security_protocol != "PLAINTEXT":
-            raise ConfigurationError("Kafka is reached in plain text only; TLS and SASL are not there yet")
 
     @property
     def record_bytes_max(self) -> int:

@@ -10,17 +10,19 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import urlsplit
 
 from saga.brokers.base import (
     Capabilities,
     Channel,
     ChannelStatus,
     Consumer,
+    Finding,
     OutMessage,
     PublishOutcome,
+    with_parking,
 )
 from saga.brokers.rabbitmq import topology
+from saga.brokers.rabbitmq.address import Address, read
 from saga.brokers.rabbitmq.channel import ChannelLost
 from saga.brokers.rabbitmq.consumer import RabbitMQConsumer
 from saga.brokers.rabbitmq.link import Keeper, Link
@@ -60,23 +62,22 @@ class RabbitMQBroker:
         spawner: Spawner | None = None,
         options: RabbitMQOptions | None = None,
     ) -> None:
-        if not url.startswith(("amqp://", "amqps://")):
-            raise ConfigurationError("a RabbitMQ URL starts with amqp:// or amqps://")
+        address = read(url)
         self._clock = clock or SystemClock()
         self._ids = ids or SystemIds()
         self._spawner = spawner or TaskSpawner()
         self._options = options or RabbitMQOptions()
         self._publisher = Publisher(clock=self._clock, ids=self._ids, options=self._options)
-        self._place = _place(url)
-        self._publishing = self._make_keeper(url, "publish")
-        self._consuming = self._make_keeper(url, "consume")
+        self._place = address.place
+        self._publishing = self._make_keeper(address, "publish")
+        self._consuming = self._make_keeper(address, "consume")
         self._consumers: dict[RabbitMQConsumer, None] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
 
-    def _make_keeper(self, url: str, name: str) -> Keeper:
+    def _make_keeper(self, address: Address, name: str) -> Keeper:
         return Keeper(
-            url,
+            address,
             name=name,
             options=self._options,
             clock=self._clock,
@@ -122,23 +123,43 @@ class RabbitMQBroker:
         ]
         deadline = self._clock.monotonic() + _START_SECONDS_MAX
         for keeper in (self._publishing, self._consuming):
-            if await keeper.wait_up(max(0.0, deadline - self._clock.monotonic())) is None:
+            left = max(0.0, deadline - self._clock.monotonic())
+            if await keeper.wait_up(left, unless_refused=True) is None:
                 await self._end_connections()
+                if keeper.refused.is_set():
+                    raise ConfigurationError(f"RabbitMQ at {self._place}: {keeper.last_error}.")
                 raise self._unreachable(keeper)
 
     async def declare(self, channels: Sequence[Channel]) -> None:
-        named = {channel.name: channel for channel in channels}
-        for channel in channels:
-            # RMQ-17: a work queue never stands without the queue that takes what the broker gives up on
-            if channel.parking is not None:
-                named.setdefault(channel.parking, Channel(channel.parking))
+        named = with_parking(channels)
         link = await self._need_link()
         try:
-            await self._declare(link, named.values())
+            await self._declare(link, named)
         except BrokerUnavailable:
             # A queue that is declared while a consumer subscribes to it can cost the whole connection (541, a crash
             # in the server). What was declared stays so, and over the next connection it goes on.
-            await self._declare(await self._need_link(), named.values())
+            await self._declare(await self._need_link(), named)
+
+    @property
+    def lets_pass(self) -> bool:
+        return False
+
+    async def check(self, channels: Sequence[Channel]) -> Sequence[Finding]:
+        """Return what is not as `declare` makes it, the first thing of each queue. Raises BrokerUnavailable."""
+        named = with_parking(channels)
+        try:
+            return await self._check(await self._need_link(), named)
+        except BrokerUnavailable:  # for the same reason
+            return await self._check(await self._need_link(), named)
+
+    async def _check(self, link: Link, channels: Iterable[Channel]) -> Sequence[Finding]:
+        found: list[Finding | None] = []
+        for channel in channels:
+            try:
+                found.append(await topology.check(link, channel, self._options))
+            except ChannelLost as error:
+                raise topology.translate(error, channel.name) from None
+        return [each for each in found if each is not None]
 
     async def _declare(self, link: Link, channels: Iterable[Channel]) -> None:
         for channel in channels:
@@ -237,14 +258,3 @@ class RabbitMQBroker:
 
 async def _nothing_to_set_up(link: Link) -> None:
     """The consuming side has nothing in common: each consumer opens a channel of its own."""
-
-
-def _place(url: str) -> str:
-    """Return where the broker is, for people: host and port, never who logs in."""
-    parts = urlsplit(url)
-    try:
-        return f"{parts.hostname}:{parts.port or (5671 if parts.scheme == 'amqps' else 5672)}"
-    except ValueError:  # what it says may be half of a password
-        raise ConfigurationError(
-            "the port of the RabbitMQ URL is no number; is its password quoted?"
-        ) from None

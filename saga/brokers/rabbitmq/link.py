@@ -9,17 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, Final
 
 import aiormq
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
-from aiormq.exceptions import AMQPError
+from aiormq.exceptions import AMQPError, AuthenticationError, InvalidFrameError, ProbableAuthenticationError
 from pamqp import commands as spec
 from yarl import URL
 
+from saga.brokers.rabbitmq.address import Address
 from saga.brokers.rabbitmq.channel import AmqpChannel, ChannelEvents, ChannelLost
 from saga.brokers.rabbitmq.options import RabbitMQOptions
 from saga.clock import Clock, Ids, Spawner
+from saga.transport import disagreement
 
 log: Final[logging.Logger] = logging.getLogger("saga.rabbitmq")
 
@@ -32,6 +35,10 @@ _ZOMBIE_ROUNDS = 3
 
 class ConnectionLost(Exception):
     """The connection could not be made or has gone."""
+
+
+class LinkRefused(ConnectionLost):
+    """There will be none before somebody changes the address, the certificates or the server's users."""
 
 
 class _TransportKeeper(TransportFactory):
@@ -168,9 +175,10 @@ async def _close_quietly(connection: aiormq.Connection) -> None:
         # RMQ-9: nobody cancelled us; the driver says "connection lost" that way
 
 
-async def connect(url: str, *, name: str, options: RabbitMQOptions, spawner: Spawner) -> Link:
-    """Return a new link within 4 s. Errors: ConnectionLost, with the class of what went wrong and no more."""
-    target = URL(url).update_query(heartbeat=str(options.heartbeat_seconds), name=f"saga-{name}")
+async def connect(address: Address, *, name: str, options: RabbitMQOptions, spawner: Spawner) -> Link:
+    """Return a new link within 4 s. Errors: LinkRefused, ConnectionLost; neither tells more than what went wrong."""
+    told = {"heartbeat": str(options.heartbeat_seconds), "name": f"saga-{name}"}
+    target = replace(address, url=address.url.update_query(told))
     transport = _TransportKeeper()
     task = spawner.spawn(_connect(target, transport), name=f"saga-rabbitmq-connect-{name}")
     try:
@@ -178,8 +186,10 @@ async def connect(url: str, *, name: str, options: RabbitMQOptions, spawner: Spa
         if not done:
             raise ConnectionLost("no answer")
         outcome = task.result()
-        if isinstance(outcome, str) or transport.writer is None:
-            raise ConnectionLost(str(outcome))
+        if isinstance(outcome, ConnectionLost):
+            raise outcome
+        if transport.writer is None:
+            raise ConnectionLost("no transport")
         return Link(outcome, transport.writer, name=name, spawner=spawner)
     except BaseException:
         # also when we are cancelled: nothing half open stays behind. AIO-2: do not wait for what we cancel
@@ -189,17 +199,31 @@ async def connect(url: str, *, name: str, options: RabbitMQOptions, spawner: Spa
         raise
 
 
-async def _connect(target: URL, transport: _TransportKeeper) -> aiormq.Connection | str:
-    """Return the connection, or the class of the error: its text may hold the URL (S20)."""
+async def _connect(target: Address, transport: _TransportKeeper) -> aiormq.Connection | ConnectionLost:
+    """Return the connection, or what went wrong: the class of the error, whose text may hold the URL (S20)."""
     try:
-        return await aiormq.connect(target, transport_factory=transport)
+        return await aiormq.connect(target.url, context=target.context, transport_factory=transport)
     except (AMQPError, OSError, ValueError, RuntimeError) as error:
-        return type(error).__name__
+        if why := _refusal(error):
+            return LinkRefused(why)
+        if isinstance(error, InvalidFrameError) and "Connection.Close" in str(error):
+            # the driver does not say why; a broker that is being started does it, too
+            return ConnectionLost("it closed, as for a virtual host that is not there or not for this user")
+        return ConnectionLost(type(error).__name__)
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
-        return "ConnectionLost"  # RMQ-9
+        return ConnectionLost("ConnectionLost")  # RMQ-9
+
+
+def _refusal(error: Exception) -> str:
+    """Return what an operator must see to, for people; empty for what passes by itself."""
+    if isinstance(error, AuthenticationError):
+        return "it offers no such way to log in; is the plugin for it enabled there?"
+    if isinstance(error, ProbableAuthenticationError):
+        return "it refuses the log-in: user or password is wrong"
+    return disagreement(error)
 
 
 class Keeper:
@@ -207,7 +231,7 @@ class Keeper:
 
     def __init__(
         self,
-        url: str,
+        address: Address,
         *,
         name: str,
         options: RabbitMQOptions,
@@ -218,10 +242,12 @@ class Keeper:
     ) -> None:
         self.name = name
         self.up: asyncio.Event = asyncio.Event()
+        self.refused: asyncio.Event = asyncio.Event()
+        """Set while the last try was one that an operator must see to; `last_error` tells what."""
         self.connects: int = 0
         self.last_error: str = ""
         self._link: Link | None = None
-        self._url = url
+        self._address = address
         self._options = options
         self._clock = clock
         self._ids = ids
@@ -249,10 +275,11 @@ class Keeper:
     async def _one_life(self) -> None:
         link: Link | None = None
         try:
-            link = await connect(self._url, name=self.name, options=self._options, spawner=self._spawner)
+            link = await connect(self._address, name=self.name, options=self._options, spawner=self._spawner)
             await self._set_up(link)
             self._link = link
             self.connects += 1
+            self.refused.clear()
             self.up.set()
             log.info("rabbitmq %s connection is up", self.name)
             probing = self._spawner.spawn(self._probe(link), name=f"saga-rabbitmq-probe-{self.name}")
@@ -262,6 +289,8 @@ class Keeper:
                 probing.cancel()
         except (ConnectionLost, ChannelLost) as error:
             self.last_error = str(error)
+            if isinstance(error, LinkRefused):
+                self.refused.set()
             log.info("rabbitmq %s connection failed: %s", self.name, self.last_error)
         except Exception as error:
             # this is the supervisor: it must outlive what it does not know
@@ -293,14 +322,18 @@ class Keeper:
                     link.drop(f"probe: {error}")
                 await self._clock.sleep(self._options.late_seconds)
 
-    async def wait_up(self, seconds: float) -> Link | None:
-        """Return the live link, waiting up to `seconds` for it."""
+    async def wait_up(self, seconds: float, *, unless_refused: bool = False) -> Link | None:
+        """Return the live link, waiting up to `seconds` for it; `unless_refused`: not where waiting is in vain."""
         deadline = self._clock.monotonic() + seconds
         while (link := self.link) is None:
             left = deadline - self._clock.monotonic()
-            if left <= 0:
+            if left <= 0 or (unless_refused and self.refused.is_set()):
                 return None
-            waiting = self._spawner.spawn(self.up.wait(), name=f"saga-rabbitmq-wait-{self.name}")
-            await asyncio.wait({waiting}, timeout=left)
-            waiting.cancel()
+            told = (self.up, self.refused) if unless_refused else (self.up,)
+            waiting = [
+                self._spawner.spawn(each.wait(), name=f"saga-rabbitmq-wait-{self.name}") for each in told
+            ]
+            await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            for each in waiting:
+                each.cancel()
         return link

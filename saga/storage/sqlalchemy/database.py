@@ -30,6 +30,7 @@ from saga.storage.sqlalchemy.failures import (
     Failure,
     classify,
     describe,
+    insecure,
     is_refusal,
     sqlite_name,
 )
@@ -251,6 +252,10 @@ class Database:
 
     def _raise_refusal(self, error: BaseException) -> None:
         """Say what an operator must see to: nothing here changes it by trying again."""
+        if why := insecure(error):
+            raise ConfigurationError(
+                f"The link to the database at {self.place} is not as its address wants it: {why}."
+            ) from None
         if is_refusal(error):
             raise ConfigurationError(
                 f"The database at {self.place} refuses the log-in: {describe(error)}."

@@ -9,6 +9,8 @@ from typing import Any, Final
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from saga import transport
+
 
 class Failure(Enum):
     """What to do about an error."""
@@ -29,10 +31,21 @@ REFUSALS: Final = {
     "28P01": re.compile("password authentication failed|no password supplied"),
     "3D000": re.compile('database ".*" does not exist'),
     "28000": re.compile(
-        'role ".*" (does not exist|is not permitted to log in)|authentication failed|pg_hba.conf'
+        'role ".*" (does not exist|is not permitted to log in)|authentication failed|pg_hba.conf|'
+        "requires a valid client certificate"
     ),
 }
 """psycopg does not tell the state of a refused log-in. Servers that speak another language are tried again in vain."""
+INSECURE: Final = {
+    "its certificate is for another host": re.compile("server certificate for .* does not match host name"),
+    "its certificate is not accepted": re.compile("certificate verify failed"),
+    "it speaks no TLS": re.compile(
+        "rejected SSL upgrade|server does not support SSL|SSL is required but the server doesn't support it"
+    ),
+    "our key may be read by others (chmod 600)": re.compile("private key file .* has group or world access"),
+    "our certificate or key cannot be used": re.compile("could not load (certificate|private key) file"),
+}
+"""How libpq, asyncpg and PyMySQL tell in words what is wrong with TLS; the others have an `ssl.SSLError` inside."""
 BUSY_CODES: Final = frozenset(
     {
         1020,  # the row changed after the snapshot was taken (MariaDB)
@@ -79,6 +92,8 @@ class TryAgain(Exception):
 
 def classify(error: BaseException) -> Failure:
     """Return what `error` means. Connection errors and timeouts that no driver wrapped count as lost."""
+    if insecure(error):
+        return Failure.FATAL
     if isinstance(error, DBAPIError):
         if error.connection_invalidated:
             return Failure.LOST
@@ -120,6 +135,18 @@ def is_refusal(error: BaseException) -> bool:
     """Whether the server refuses the log-in, so that an operator must act."""
     number = code(error)
     return sqlstate(error).startswith(REFUSED_STATES) if number is None else number in REFUSED_CODES
+
+
+def insecure(error: BaseException) -> str:
+    """Return why there is no link as the address wants it, for people; empty if an error is about something else."""
+    if why := transport.disagreement(error):
+        return why
+    cause = getattr(error, "orig", None) or error
+    told = isinstance(error, OperationalError) and (_diagnosis(cause) is not None or code(error) is not None)
+    if not told and type(cause) is not ConnectionError:
+        return ""
+    words = str(cause)
+    return next((why for why, said in INSECURE.items() if said.search(words)), "")
 
 
 def code(error: BaseException) -> int | None:

@@ -8,8 +8,10 @@ from sqlalchemy import Engine
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from saga import transport
 from saga.storage.sqlalchemy import threadengine
 from saga.storage.sqlalchemy.pools import pass_over_the_dead
+from saga.transport import Mode, Transport
 
 
 class Bounds(NamedTuple):
@@ -55,28 +57,32 @@ class PostgreSQLServer:
         self._schema = schema
 
     def engine(self, url: URL, **pool: Any) -> AsyncEngine:
-        return _engine(url, self._arguments(url), pool)
+        bare, link = _link(url)
+        return _engine(bare, self._arguments(bare, link), pool)
 
     def thread_engine(self, url: URL, **pool: Any) -> Engine:
+        bare, link = _link(url)
         return threadengine.postgresql(
-            url,
+            bare,
             self._settings(),
             connect_seconds=self._bounds.connect,
             answer_seconds=self._bounds.answer,
+            link=_libpq(link),
             **pool,
         )
 
-    def _arguments(self, url: URL) -> dict[str, Any]:
+    def _arguments(self, url: URL, link: Transport) -> dict[str, Any]:
         """Return the arguments of the driver's connections."""
         if url.get_driver_name() == "psycopg":
             from saga.storage.sqlalchemy import psycopglink  # an extra
 
-            return psycopglink.arguments(
+            told = psycopglink.arguments(
                 self._settings(),
                 connect_seconds=self._bounds.connect,
                 answer_seconds=self._bounds.answer,
             )
-        return {
+            return told | _libpq(link)
+        return ({} if link.mode is None else {"ssl": link.context() or False}) | {
             "timeout": self._bounds.connect,
             "command_timeout": self._bounds.answer,
             "server_settings": self._settings(),
@@ -110,17 +116,21 @@ class MySQLServer:
         from saga.storage.sqlalchemy import mysqllink  # an extra
 
         mysqllink.silence()
+        bare, link = _link(url)
         arguments = mysqllink.arguments(
             self._told(), connect_seconds=self._bounds.connect, answer_seconds=self._bounds.answer
         )
-        return _engine(url, arguments, pool)
+        return _engine(bare, arguments | {"ssl": link.context()}, pool)
 
     def thread_engine(self, url: URL, **pool: Any) -> Engine:
+        bare, link = _link(url)
         return threadengine.mysql(
-            url,
+            bare,
             self._told,
             connect_seconds=self._bounds.connect,
             answer_seconds=self._bounds.answer,
+            # by itself PyMySQL encrypts where the server can
+            link={"ssl": link.context(), "ssl_disabled": link.mode is Mode.DISABLE},
             **pool,
         )
 
@@ -139,6 +149,25 @@ SERVERS: Final[dict[str, type[PostgreSQLServer | MySQLServer]]] = {
     "postgresql": PostgreSQLServer,
     "mysql": MySQLServer,
 }
+
+
+def _link(url: URL) -> tuple[URL, Transport]:
+    """Return an address as its driver understands it, with the password, and what it says of the link."""
+    link = transport.of(url.query, what="database")
+    return url.difference_update_query(transport.WORDS).set(password=link.password(url.password)), link
+
+
+def _libpq(link: Transport) -> dict[str, str]:
+    """Return what libpq is told of the link, which reads the files by itself."""
+    if link.mode is None:
+        return {}
+    link.context()  # says what is wrong with the files, which libpq would at each connection
+    told = {"sslmode": str(link.mode)}
+    if link.mode in (Mode.VERIFY_CA, Mode.VERIFY_FULL):
+        told["sslrootcert"] = link.root or "system"
+    if link.certificate is not None:
+        told |= {"sslcert": link.certificate, "sslkey": link.key or link.certificate}
+    return told
 
 
 def _engine(url: URL, arguments: dict[str, Any], pool: dict[str, Any]) -> AsyncEngine:

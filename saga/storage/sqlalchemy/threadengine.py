@@ -20,7 +20,6 @@ from saga.storage.sqlalchemy.pools import pass_over_the_dead
 DRIVER: Final = "postgresql+psycopg"
 MYSQL_DRIVER: Final = "mysql+pymysql"
 _ASYNCMY_ONLY: Final = ("echo", "stmt_cache_size")
-_SSL: Final = {"ssl": "sslmode"}
 _ASYNCPG_ONLY: Final = (
     "prepared_statement_cache_size",
     "prepared_statement_name_func",
@@ -36,9 +35,10 @@ def postgresql(
     *,
     connect_seconds: float,
     answer_seconds: float,
+    link: dict[str, str],
     **pool: Any,
 ) -> Engine:
-    """Return an engine on psycopg. Raises MissingExtra."""
+    """Return an engine on psycopg; `link` is what libpq is told of TLS. Raises MissingExtra."""
     try:
         __import__("psycopg")
     except ImportError:
@@ -47,7 +47,7 @@ def postgresql(
         ) from None
     from saga.storage.sqlalchemy import psycopglink  # an extra
 
-    query = {_SSL.get(name, name): value for name, value in url.query.items() if name not in _ASYNCPG_ONLY}
+    query = {name: value for name, value in url.query.items() if name not in _ASYNCPG_ONLY}
     engine = create_engine(
         url.set(drivername=DRIVER, query=query),
         hide_parameters=True,
@@ -55,7 +55,8 @@ def postgresql(
         pool_use_lifo=True,
         connect_args=psycopglink.options(
             settings, connect_seconds=connect_seconds, answer_seconds=answer_seconds
-        ),
+        )
+        | link,
         **pool,
     )
     psycopglink.bound(engine, answer_seconds)
@@ -69,9 +70,13 @@ def mysql(
     *,
     connect_seconds: float,
     answer_seconds: float,
+    link: dict[str, Any],
     **pool: Any,
 ) -> Engine:
-    """Return an engine on PyMySQL; its connections begin with the statement that `told` gives. Raises MissingExtra."""
+    """Return an engine on PyMySQL; its connections begin with the statement that `told` gives. Raises MissingExtra.
+
+    `link` is what the driver is told of TLS.
+    """
     try:
         __import__("pymysql")
     except ImportError:
@@ -88,7 +93,8 @@ def mysql(
         pool_use_lifo=True,
         connect_args=mysqllink.thread_arguments(
             told(), connect_seconds=connect_seconds, answer_seconds=answer_seconds
-        ),
+        )
+        | link,
         **pool,
     )
     mysqllink.bound(engine)
