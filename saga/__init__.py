@@ -28,6 +28,7 @@ from saga.errors import (
     PayloadTooLarge,
     ReasonRequired,
     ResultTimeout,
+    RetentionTooShort,
     SagaAbandoned,
     SagaCompensated,
     SagaEnded,
@@ -48,6 +49,7 @@ from saga.errors import (
     WrongDatabase,
 )
 from saga.outcomes import ActivityContext, Inquiry, Refused, Result, RetryAfter
+from saga.retention.archive import ArchivedRun, FileArchive
 from saga.retry import RetryPolicy
 from saga.storage.base import Filter
 from saga.views import Description
@@ -67,6 +69,7 @@ __all__ = [
     "AlreadyClosed",
     "AlreadyOpen",
     "App",
+    "ArchivedRun",
     "BrokerFull",
     "BrokerUnavailable",
     "Client",
@@ -76,6 +79,7 @@ __all__ = [
     "DefinitionError",
     "Description",
     "DuplicateActivity",
+    "FileArchive",
     "Filter",
     "Handle",
     "InDoubt",
@@ -92,6 +96,7 @@ __all__ = [
     "Refused",
     "Result",
     "ResultTimeout",
+    "RetentionTooShort",
     "RetryAfter",
     "RetryPolicy",
     "Saga",

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
@@ -48,8 +48,13 @@ from saga.outbox.queued import QueuedRows
 from saga.outbox.relay import Relay
 from saga.participant.served import idle_in_transaction_seconds
 from saga.participant.service import ParticipantService
-from saga.storage.base import ParkedRow, StoredRow
-from saga.storage.sqlalchemy import schema
+from saga.retention.ages import MARGIN, PARKED_AGE, Horizon, check_barrier_age
+from saga.retention.archive import Archive
+from saga.retention.purge import RunPurge, purge
+from saga.retention.purge import preview as preview_of
+from saga.retention.upkeep import Upkeep
+from saga.storage.base import ParkedRow, Purge, StoredRow
+from saga.storage.sqlalchemy import schema, tables
 from saga.storage.sqlalchemy.coordinator import SqlClientStore, SqlCoordinatorStore
 from saga.storage.sqlalchemy.database import Database
 from saga.storage.sqlalchemy.events import SqlEventStore
@@ -57,6 +62,7 @@ from saga.storage.sqlalchemy.operators import SqlOperatorStore
 from saga.storage.sqlalchemy.outbox import SqlOutboxStore
 from saga.storage.sqlalchemy.parking import SqlParkingStore
 from saga.storage.sqlalchemy.participant import SqlParticipantStore
+from saga.storage.sqlalchemy.purging import SqlOldRows, SqlRetentionStore, SqlRunRows
 from saga.storage.sqlalchemy.recent import RecentInstances
 from saga.storage.sqlalchemy.writer import handler_writes_to
 
@@ -103,6 +109,9 @@ class App:
         pool_size: int | None = None,
         redrive: timedelta | None = None,
         grace: timedelta | None = None,
+        retention: timedelta | None = None,
+        barrier_retention: timedelta | None = None,
+        archive: Archive | None = None,
         clock: Clock | None = None,
         ids: Ids | None = None,
     ) -> None:
@@ -116,6 +125,8 @@ class App:
         start. `schema` is where our tables live on PostgreSQL. `concurrency` bounds the commands that the participants
         work on at once, `pool_size` the connections and with it the transactions at once. A command without an answer
         is sent again after `redrive`, doubling to ten times that. `grace` is what `stop` gives to what is under way.
+        Completed and compensated runs are purged `retention` after they closed, and given to `archive` before; rows of
+        the participants' barrier go when their run began longer ago than `barrier_retention`.
         Raises ConfigurationError, DefinitionError, DefinitionChanged.
         """
         self.settings: Settings = self.load_settings(
@@ -127,8 +138,11 @@ class App:
             pool_size=pool_size,
             redrive=redrive,
             grace=grace,
+            retention=retention,
+            barrier_retention=barrier_retention,
         )
         given = self.settings
+        self._archive = archive
         self.namespace: str = given.namespace
         check_name(self.namespace, what="namespace")
         if given.database is None and sagas:
@@ -149,7 +163,7 @@ class App:
             given.broker.get_secret_value() if broker is None or isinstance(broker, str) else broker
         )
         self._clock = clock or SystemClock()
-        self._ids = ids or SystemIds()
+        self._ids = ids or SystemIds(clock)
         self._running: _Running | None = None
 
     def activities(self) -> list[Activity[Any, Any, Any]]:
@@ -196,7 +210,7 @@ class App:
 
         An embedded database (SQLite) is made and upgraded first; others never are. Raises SchemaMismatch,
         UnsupportedDatabase, StorageUnavailable, BrokerUnavailable, TopologyMismatch, MissingCapability,
-        DefinitionChanged; nothing is left running then.
+        RetentionTooShort, DefinitionChanged; nothing is left running then.
         """
         await self._start(None, coordinator=coordinator, participants=participants, broker=broker)
 
@@ -262,6 +276,17 @@ class App:
         One statement and one question to the broker per channel; ask every few seconds at most.
         """
         return Health(False, False, False) if self._running is None else await self._running.health()
+
+    async def purge(self, *, preview: bool = False) -> Mapping[str, int]:
+        """Make one pass of the upkeep now, whoever else makes one: purge what is old enough of all this app declares.
+
+        Returns how much went, by table: runs of `saga_instance` and `saga_barrier`, rows of the others. With `preview`
+        nothing is written. Raises ConfigurationError unless the app runs and has a database, StorageUnavailable,
+        StorageBusy, and what the archive raises.
+        """
+        if self._running is None or self._running.database is None:
+            raise ConfigurationError("An app purges its database while it runs: `async with app:`.")
+        return await self._running.purge(preview=preview)
 
     @property
     def client(self) -> Client:
@@ -369,6 +394,7 @@ class _Running:
         self.relay: Relay | None = None
         self.coordinator: Coordinator | None = None
         self.participants: ParticipantService | None = None
+        self.upkeeps: list[Upkeep] = []
         self._prepared = False
         self._connected = False
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -393,10 +419,10 @@ class _Running:
             await self.broker.declare([Channel(topic) for topic in sorted(self._app.topics)])
         if participants:
             # before the coordinator, so that its first commands meet consumers
-            self.participants = self._make_participants()
-            await self.participants.start()
+            await self._start_participants()
         if coordinator and self.coordinator is not None:
             await self.coordinator.start()
+            self._keep_up("coordinator", self._purges_of_runs())
         else:
             self.coordinator = None
         if self.relay is not None and (self.coordinator is not None or events):
@@ -563,7 +589,7 @@ class _Running:
         store = SqlParkingStore(self.database, self._app.namespace) if self.database is not None else None
         return Parking(store, self.broker, clock=self._app._clock, ids=self._app._ids)
 
-    def _make_participants(self) -> ParticipantService:
+    def _make_participants(self, horizon: Horizon | None) -> ParticipantService:
         app, database = self._app, self.database
         store = None
         if database is not None:
@@ -578,11 +604,90 @@ class _Running:
             ids=app._ids,
             spawner=self.spawner,
             concurrency=app.settings.concurrency,
+            horizon=horizon,
         )
+
+    async def _start_participants(self) -> None:
+        app, database = self._app, self.database
+        if database is None:
+            self.participants = self._make_participants(None)
+            await self.participants.start()
+            return
+        age, rows = app.settings.barrier_retention, self._barrier_rows(database)
+        check_barrier_age(age, self.broker.capabilities, app.settings.redrive)
+        horizon = Horizon(age, app._clock)
+
+        async def look() -> None:
+            horizon.purged_before = await rows.purged_before()
+
+        await look()
+        self.participants = self._make_participants(horizon)
+        await self.participants.start()
+        self._keep_up("participant", self._purges_of_participants(), look)
+
+    # --- retention
+
+    def _barrier_rows(self, database: Database) -> SqlRunRows:
+        age = self._app.settings.barrier_retention + MARGIN
+        return SqlRunRows(database, self._app.namespace, tables.barrier, age)
+
+    def _purges_of_runs(self) -> list[Purge]:
+        app, database = self._app, self.database
+        assert database is not None
+        store = SqlRetentionStore(database, app.namespace)
+        age = app.settings.retention
+        return [
+            RunPurge(store, app.registry, app.namespace, age=age, archive=app._archive),
+            *self._purges_of_all(database),
+        ]
+
+    def _purges_of_participants(self) -> list[Purge]:
+        app, database = self._app, self.database
+        assert database is not None
+        age = app.settings.barrier_retention + MARGIN
+        return [
+            self._barrier_rows(database),
+            SqlOldRows(database, app.namespace, tables.lone_run.c.last_run_at, age),
+            *self._purges_of_all(database),
+        ]
+
+    def _purges_of_all(self, database: Database) -> list[Purge]:
+        return [SqlOldRows(database, self._app.namespace, tables.parked.c.id, PARKED_AGE)]
+
+    def _keep_up(
+        self, name: str, purges: Sequence[Purge], before: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        app, database = self._app, self.database
+        assert database is not None
+        upkeep = Upkeep(
+            name,
+            purges,
+            SqlOutboxStore(database, app.namespace),
+            clock=app._clock,
+            ids=app._ids,
+            spawner=self.spawner,
+            before=before,
+        )
+        upkeep.start()
+        self.upkeeps.append(upkeep)
+
+    async def purge(self, *, preview: bool) -> Mapping[str, int]:
+        purges = {
+            each.name: each
+            for each in (
+                *(self._purges_of_runs() if self._app.registry.served() else ()),
+                *(self._purges_of_participants() if self._app.participants else ()),
+            )
+        }
+        if preview:
+            return await preview_of(purges.values())
+        return await purge(purges.values(), clock=self._app._clock)
 
     async def stop(self, grace: timedelta) -> None:
         clock = self._app._clock
         ends = clock.monotonic() + grace.total_seconds()
+        for upkeep in self.upkeeps:
+            await upkeep.stop()
         if self.coordinator is not None:
             await self.coordinator.stop(grace)
         if self.participants is not None:

@@ -33,6 +33,7 @@ from saga.participant.stateless import StatelessRuns
 from saga.participant.switch import Watch
 from saga.participant.threads import Threads
 from saga.participant.undo import UndoRuns
+from saga.retention.ages import Horizon
 from saga.storage.base import ParkingStore, ParticipantStore
 
 PREFETCH: Final = 256
@@ -48,7 +49,8 @@ class ParticipantService:
 
     `store` is None for a participant without a database; without `parking` refused messages go to the parking
     channels. `concurrency` bounds running commands; it is raised to two
-    batches of the largest batch handler. `prefetch` counts messages per queue. `counts` tells what happened, by name.
+    batches of the largest batch handler. `prefetch` counts messages per queue. What is behind `horizon` is refused;
+    without a barrier there is none, since there is nothing that could be purged. `counts` tells what happened, by name.
     Raises at construction what `serve` raises: DefinitionError, DuplicateActivity, MissingCapability; and MissingExtra
     if a plain `def` handler asks for a session and its driver is not installed.
     """
@@ -66,6 +68,7 @@ class ParticipantService:
         spawner: Spawner,
         concurrency: int = 64,
         prefetch: int = PREFETCH,
+        horizon: Horizon | None = None,
     ) -> None:
         self.counts: Counter[str] = Counter()
         kept = Parking(parking, broker, clock=clock, ids=ids)
@@ -102,6 +105,7 @@ class ParticipantService:
         self._intake = Intake(
             namespace=namespace,
             stateless=store is None,
+            horizon=horizon,
             fence=fence(),
             parking=kept,
             add=self._scheduler.add,
