@@ -75,6 +75,8 @@ class Upkeep:
             await self._sleep(EVERY_SECONDS * (0.95 + 0.1 * self._ids.fraction()))
 
     async def _sleep(self, seconds: float) -> None:
+        if self._stopping:
+            return
         self._sleeping = True
         await self._clock.sleep(seconds)
         self._sleeping = False
