@@ -405,6 +405,9 @@ class _Running:
         self.loop = asyncio.get_running_loop()
         self._app.check_capabilities(self.broker)
         if self.database is not None:
+            if participants:
+                given = self._app.settings
+                check_barrier_age(given.barrier_retention, self.broker.capabilities, given.redrive)
             await self._app.prepare_database(self.database)
         self._prepared = True
         self._connected = broker
@@ -613,9 +616,8 @@ class _Running:
             self.participants = self._make_participants(None)
             await self.participants.start()
             return
-        age, rows = app.settings.barrier_retention, self._barrier_rows(database)
-        check_barrier_age(age, self.broker.capabilities, app.settings.redrive)
-        horizon = Horizon(age, app._clock)
+        rows = self._barrier_rows(database)
+        horizon = Horizon(app.settings.barrier_retention, app._clock)
 
         async def look() -> None:
             horizon.purged_before = await rows.purged_before()
