@@ -172,6 +172,25 @@ async def test_a_run_that_another_holds_is_left_out_and_not_waited_for(rows: Row
     assert await purge([rows.runs()], clock=clock) == {"saga_instance": 1}
 
 
+@pytest.mark.parametrize("stack", ["postgres-rabbitmq", "mariadb", *REPEATED])
+async def test_deleting_waits_for_no_run_that_stays(rows: Rows) -> None:
+    """On a small table a plan of the server's own choice would scan, and meet the locks of those at work."""
+    old = [await rows.add_run() for _ in range(30)]
+    working = await rows.add_run(closed=DAY)
+    async with rows.database.engine.connect() as connection:
+        transaction = await connection.begin()
+        for table in (t.instance, t.history, t.value, t.incident):
+            c = table.c
+            held = select(c.run_id).with_hint(table, "FORCE INDEX (PRIMARY)", "mysql")
+            await connection.execute(
+                held.where(c.namespace == NAMESPACE, c.run_id == working).with_for_update()
+            )
+        found = await rows.runs().find(None)
+        async with asyncio.timeout(2.0):  # less than any wait for a lock
+            assert await rows.runs().delete(found.keys) == len(old)
+        await transaction.rollback()
+
+
 async def test_two_passes_at_once_delete_everything_once(rows: Rows) -> None:
     """Without the lease they are harmless too: who runs `saga db purge` need not ask."""
     for _ in range(40):

@@ -119,9 +119,7 @@ class SqlRetentionStore:
                 for table in ABOUT_RUNS:
                     self._delete_about(connection, table, gone)
                 for table in (*OF_RUNS, t.instance):
-                    connection.execute(
-                        delete(table).where(table.c.namespace == self._namespace, *_of(table, gone))
-                    )
+                    self._sql.delete_runs(connection, table, gone)
             return len(gone)
 
         return await self._database.run(purge)
@@ -254,15 +252,11 @@ class SqlRunRows:
         return await self._database.run(look, reads=True)
 
     async def delete(self, keys: Sequence[UUID]) -> int:
-        c = self._table.c
-
         def purge(connection: Connection) -> int:
             last = made_at(max(keys))
             assert last is not None
             self._mark(connection, last + timedelta(milliseconds=1))
-            connection.execute(
-                delete(self._table).where(c.namespace == self._namespace, *_of(self._table, keys))
-            )
+            self._sql.delete_runs(connection, self._table, keys)
             return len(keys)
 
         return await self._database.run(purge)
@@ -348,7 +342,7 @@ class SqlOldRows:
 
 
 def _of(table: Table, run_ids: Sequence[UUID]) -> Sequence[ColumnElement[bool]]:
-    """Return the conditions of these runs' rows; the bounds keep a scan, if it is one, off all that is younger."""
+    """Return the conditions of these runs' rows, with bounds that keep a scan, if it is one, off what is younger."""
     c = table.c
     return c.run_id.between(min(run_ids), max(run_ids)), c.run_id.in_(run_ids)
 
