@@ -30,6 +30,7 @@ from saga.errors import (
     PayloadTooLarge,
     ReasonRequired,
     ResultTimeout,
+    RetentionTooShort,
     SagaAbandoned,
     SagaCompensated,
     SagaEnded,
@@ -50,6 +51,7 @@ from saga.errors import (
     WrongDatabase,
 )
 from saga.outcomes import ActivityContext, EventContext, Inquiry, Refused, Result, RetryAfter
+from saga.retention.archive import ArchivedRun, FileArchive
 from saga.retry import RetryPolicy
 from saga.storage.base import Filter
 from saga.views import Description
@@ -69,6 +71,7 @@ __all__ = [
     "AlreadyClosed",
     "AlreadyOpen",
     "App",
+    "ArchivedRun",
     "BrokerFull",
     "BrokerUnavailable",
     "Client",
@@ -79,6 +82,7 @@ __all__ = [
     "Description",
     "DuplicateActivity",
     "EventContext",
+    "FileArchive",
     "Filter",
     "Handle",
     "InDoubt",
@@ -97,6 +101,7 @@ __all__ = [
     "Refused",
     "Result",
     "ResultTimeout",
+    "RetentionTooShort",
     "RetryAfter",
     "RetryPolicy",
     "Saga",

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
@@ -53,8 +53,13 @@ from saga.outbox.relay import Relay
 from saga.participant.served import idle_in_transaction_seconds, limits
 from saga.participant.service import ParticipantService
 from saga.participant.shell import Shell
-from saga.storage.base import ParkedRow, StoredRow
-from saga.storage.sqlalchemy import schema
+from saga.retention.ages import MARGIN, PARKED_AGE, Horizon, check_barrier_age
+from saga.retention.archive import Archive
+from saga.retention.purge import RunPurge, purge
+from saga.retention.purge import preview as preview_of
+from saga.retention.upkeep import Upkeep
+from saga.storage.base import ParkedRow, Purge, StoredRow
+from saga.storage.sqlalchemy import schema, tables
 from saga.storage.sqlalchemy.coordinator import SqlClientStore, SqlCoordinatorStore
 from saga.storage.sqlalchemy.database import Database
 from saga.storage.sqlalchemy.events import SqlEventStore
@@ -62,6 +67,7 @@ from saga.storage.sqlalchemy.operators import SqlOperatorStore
 from saga.storage.sqlalchemy.outbox import SqlOutboxStore
 from saga.storage.sqlalchemy.parking import SqlParkingStore
 from saga.storage.sqlalchemy.participant import SqlParticipantStore
+from saga.storage.sqlalchemy.purging import SqlOldRows, SqlRetentionStore, SqlRunRows
 from saga.storage.sqlalchemy.recent import RecentInstances
 from saga.storage.sqlalchemy.writer import handler_writes_to
 
@@ -110,6 +116,9 @@ class App:
         redrive: timedelta | None = None,
         grace: timedelta | None = None,
         production: bool | None = None,
+        retention: timedelta | None = None,
+        barrier_retention: timedelta | None = None,
+        archive: Archive | None = None,
         clock: Clock | None = None,
         ids: Ids | None = None,
     ) -> None:
@@ -124,7 +133,9 @@ class App:
         bounds the commands that the participants work on at once, and as much the events, `pool_size` the connections
         and with it the transactions at once. A command without an answer is sent again after `redrive`, doubling to ten
         times that. `grace` is what `stop` gives to what is under way. In `production` start refuses what is good for a
-        developer's machine only, and is else warned of.
+        developer's machine only, and is else warned of. Completed and compensated runs are purged `retention` after
+        they closed, and given to `archive` before; rows of the participants' barrier go when their run began longer ago
+        than `barrier_retention`, and rows of the inbox at that age.
         Raises ConfigurationError, DefinitionError, DefinitionChanged.
         """
         self.settings: Settings = self.load_settings(
@@ -137,8 +148,11 @@ class App:
             redrive=redrive,
             grace=grace,
             production=production,
+            retention=retention,
+            barrier_retention=barrier_retention,
         )
         given = self.settings
+        self._archive = archive
         self.namespace: str = given.namespace
         check_name(self.namespace, what="namespace")
         if given.database is None and sagas:
@@ -160,7 +174,7 @@ class App:
             given.broker.get_secret_value() if broker is None or isinstance(broker, str) else broker
         )
         self._clock = clock or SystemClock()
-        self._ids = ids or SystemIds()
+        self._ids = ids or SystemIds(clock)
         self._running: _Running | None = None
 
     def activities(self) -> list[Activity[Any, Any, Any]]:
@@ -178,8 +192,12 @@ class App:
             work.add(replies_channel(self.namespace))
         return [
             *(Channel(name, parking_channel(name)) for name in sorted(work)),
-            *(Channel(topic) for topic in sorted(self.topics)),
+            *(Channel(topic) for topic in sorted(self.topics | self.consumed())),
         ]
+
+    def consumed(self) -> set[str]:
+        """Return the topics that the inboxes consume."""
+        return {topic for inbox in self.inboxes for topic, _ in inbox.consumers}
 
     # --- running ------------------------------------------------------------------------------
 
@@ -237,7 +255,7 @@ class App:
 
         An embedded database (SQLite) is made and upgraded first; others never are. Raises InsecureLink, SchemaMismatch,
         UnsupportedDatabase, StorageUnavailable, BrokerUnavailable, TopologyMismatch, MissingCapability,
-        DefinitionChanged; nothing is left running then.
+        RetentionTooShort, DefinitionChanged; nothing is left running then.
         """
         await self._start(None, coordinator=coordinator, participants=participants, broker=broker)
 
@@ -326,6 +344,17 @@ class App:
         One statement and one question to the broker per channel; ask every few seconds at most.
         """
         return Health(False, False, False) if self._running is None else await self._running.health()
+
+    async def purge(self, *, preview: bool = False) -> Mapping[str, int]:
+        """Make one pass of the upkeep now, whoever else makes one: purge what is old enough of all this app declares.
+
+        Returns how much went, by table: runs of `saga_instance` and `saga_barrier`, rows of the others. With `preview`
+        nothing is written. Raises ConfigurationError unless the app runs and has a database, StorageUnavailable,
+        StorageBusy, and what the archive raises.
+        """
+        if self._running is None or self._running.database is None:
+            raise ConfigurationError("An app purges its database while it runs: `async with app:`.")
+        return await self._running.purge(preview=preview)
 
     @property
     def client(self) -> Client:
@@ -453,6 +482,7 @@ class _Running:
         self.relay: Relay | None = None
         self.coordinator: Coordinator | None = None
         self.services: list[Shell] = []
+        self.upkeeps: list[Upkeep] = []
         self._prepared = False
         self._connected = False
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -463,6 +493,9 @@ class _Running:
         self.loop = asyncio.get_running_loop()
         self._app.check_capabilities(self.broker)
         if self.database is not None:
+            if participants:
+                given = self._app.settings
+                check_barrier_age(given.barrier_retention, self.broker.capabilities, given.redrive)
             await self._app.prepare_database(self.database)
         self._prepared = True
         self._connected = broker
@@ -479,11 +512,10 @@ class _Running:
             await self.broker.declare([Channel(topic) for topic in sorted(self._app.topics)])
         if participants:
             # before the coordinator, so that its first commands meet consumers
-            self.services = self._make_services()
-            for service in self.services:
-                await service.start()
+            await self._start_services()
         if coordinator and self.coordinator is not None:
             await self.coordinator.start()
+            self._keep_up("coordinator", self._purges_of_runs())
         else:
             self.coordinator = None
         if self.relay is not None and (self.coordinator is not None or events):
@@ -629,8 +661,10 @@ class _Running:
             if activity.handler is not None
         }
         replies = [replies_channel(app.namespace)] if coordinator else []
-        topics = {topic for inbox in app.inboxes for topic, _ in inbox.consumers}
-        consumed = [*(commands_channel(app.namespace, queue) for queue in sorted(queues)), *sorted(topics)]
+        consumed = [
+            *(commands_channel(app.namespace, queue) for queue in sorted(queues)),
+            *sorted(app.consumed()),
+        ]
         return [*replies, *(consumed if participants else ())]
 
     async def health(self) -> Health:
@@ -666,7 +700,7 @@ class _Running:
         store = SqlParkingStore(self.database, self._app.namespace) if self.database is not None else None
         return Parking(store, self.broker, clock=self._app._clock, ids=self._app._ids)
 
-    def _make_services(self) -> list[Shell]:
+    def _make_services(self, horizon: Horizon | None) -> list[Shell]:
         """Return what runs handlers here: participants, and inboxes beside them on the same connections."""
         app, database = self._app, self.database
         ports: dict[str, Any] = {
@@ -682,15 +716,104 @@ class _Running:
             parking = SqlParkingStore(database, app.namespace)
         services: list[Shell] = []
         if app.participants:
-            services.append(ParticipantService(app.participants, self.broker, store, parking, **ports))
+            services.append(
+                ParticipantService(app.participants, self.broker, store, parking, horizon=horizon, **ports)
+            )
         if app.inboxes and database is not None and store is not None and parking is not None:
             events = SqlEventStore(database, app.namespace, queued=app.queued)
-            services.append(InboxService(app.inboxes, self.broker, store.inbox(), events, parking, **ports))
+            services.append(
+                InboxService(
+                    app.inboxes, self.broker, store.inbox(), events, parking, horizon=horizon, **ports
+                )
+            )
         return services
+
+    async def _start_services(self) -> None:
+        app, database = self._app, self.database
+        if database is None:
+            await self._serve(None)
+            return
+        rows = self._barrier_rows(database)
+        horizon = Horizon(app.settings.barrier_retention, app._clock)
+
+        async def look() -> None:
+            horizon.purged_before = await rows.purged_before()
+
+        if app.participants:
+            await look()
+        await self._serve(horizon)
+        if self.services:
+            self._keep_up("participant", self._purges_of_participants(), look)
+
+    async def _serve(self, horizon: Horizon | None) -> None:
+        self.services = self._make_services(horizon)
+        for service in self.services:
+            await service.start()
+
+    # --- retention
+
+    def _barrier_rows(self, database: Database) -> SqlRunRows:
+        age = self._app.settings.barrier_retention + MARGIN
+        return SqlRunRows(database, self._app.namespace, tables.barrier, age)
+
+    def _purges_of_runs(self) -> list[Purge]:
+        app, database = self._app, self.database
+        assert database is not None
+        store = SqlRetentionStore(database, app.namespace)
+        age = app.settings.retention
+        return [
+            RunPurge(store, app.registry, app.namespace, age=age, archive=app._archive),
+            *self._purges_of_all(database),
+        ]
+
+    def _purges_of_participants(self) -> list[Purge]:
+        app, database = self._app, self.database
+        assert database is not None
+        age = app.settings.barrier_retention + MARGIN
+        return [
+            self._barrier_rows(database),
+            SqlOldRows(database, app.namespace, tables.lone_run.c.last_run_at, age),
+            SqlOldRows(database, app.namespace, tables.inbox.c.received_at, age),
+            *self._purges_of_all(database),
+        ]
+
+    def _purges_of_all(self, database: Database) -> list[Purge]:
+        return [SqlOldRows(database, self._app.namespace, tables.parked.c.id, PARKED_AGE)]
+
+    def _keep_up(
+        self, name: str, purges: Sequence[Purge], before: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        app, database = self._app, self.database
+        assert database is not None
+        upkeep = Upkeep(
+            name,
+            purges,
+            SqlOutboxStore(database, app.namespace),
+            clock=app._clock,
+            ids=app._ids,
+            spawner=self.spawner,
+            before=before,
+        )
+        upkeep.start()
+        self.upkeeps.append(upkeep)
+
+    async def purge(self, *, preview: bool) -> Mapping[str, int]:
+        purges = {
+            each.name: each
+            for each in (
+                *(self._purges_of_runs() if self._app.registry.served() else ()),
+                *(self._purges_of_participants() if self._app.participants or self._app.inboxes else ()),
+            )
+        }
+        if preview:
+            return await preview_of(purges.values())
+        return await purge(purges.values(), clock=self._app._clock)
 
     async def stop(self, grace: timedelta) -> None:
         clock = self._app._clock
         ends = clock.monotonic() + grace.total_seconds()
+        for upkeep in self.upkeeps:
+            await upkeep.stop()
         if self.coordinator is not None:
             await self.coordinator.stop(grace)
         for service in self.services:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol, TypeVar
 from uuid import UUID
@@ -70,10 +70,15 @@ class SystemClock:
 
 
 class SystemIds:
-    """UUIDv7 (RFC 9562) from the wall clock and the system's random source."""
+    """UUIDv7 (RFC 9562) from the wall clock, or that of `clock`, and the system's random source."""
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._now_ns: Callable[[], int] = (
+            time.time_ns if clock is None else lambda: int(clock.now().timestamp() * 1e9)
+        )
 
     def uuid7(self) -> UUID:
-        raw = bytearray((time.time_ns() // 1_000_000).to_bytes(6, "big") + os.urandom(10))
+        raw = bytearray((self._now_ns() // 1_000_000).to_bytes(6, "big") + os.urandom(10))
         raw[6] = raw[6] & 0x0F | 0x70
         raw[8] = raw[8] & 0x3F | 0x80
         return uuid_of(bytes(raw))

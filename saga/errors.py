@@ -109,6 +109,12 @@ class TopologyMismatch(SagaError):
     code = "SG206"
 
 
+class RetentionTooShort(ConfigurationError):
+    """Barrier rows would go before the last command that needs them has come."""
+
+    code = "SG207"
+
+
 # --- calls ------------------------------------------------------------------------------------
 
 

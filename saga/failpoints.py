@@ -43,6 +43,7 @@ POINTS: Final = {
     "K1": "compensation: decision committed",
     "K2": "compensation: between two undos",
     "K3": "compensation: last reply against terminal state",
+    "M1": "upkeep: run archived, not deleted",
     "M2": "upkeep: migration",
     "M3": "upkeep: lease renewed late",
     "M4": "upkeep: SIGTERM in a handler",

@@ -35,6 +35,8 @@ COMMAND_BYTES_MAX: Final = 2 * BODY_BYTES_MAX + HEAD_BYTES_MAX
 """Largest body of commands: an undo carries the input, and what the action left."""
 REPLY_BYTES_MAX: Final = BODY_BYTES_MAX + HEAD_BYTES_MAX
 PACK_COUNT_MAX: Final = 64
+DUE_ATTRIBUTE: Final = "notbefore"
+"""Of a domain event that its outbox holds back: until when."""
 DEPTH_MAX: Final = 64
 """Objects and arrays within each other in one envelope, itself included."""
 NUMBER_MAX: Final = 2**31 - 1

@@ -45,6 +45,8 @@ def _seconds(value: object) -> object:
 
 
 Seconds = Annotated[timedelta, BeforeValidator(_seconds)]
+AGE_MAX: Final = timedelta(days=36_500)
+"""So that no age goes back before the first year that there is."""
 
 
 class Settings(BaseSettings):
@@ -97,6 +99,23 @@ class Settings(BaseSettings):
         description=(
             "Refuse at start what is good for a developer's machine only: links to other hosts in plain text or to "
             "whoever answers, a broker that was not said, topics that would lose messages. Else they are warned of."
+        ),
+    )
+    retention: Seconds = Field(
+        timedelta(days=30),
+        gt=timedelta(0),
+        le=AGE_MAX,
+        description=(
+            "How long completed and compensated runs are kept after they closed, where the saga does not say itself; "
+            "in seconds."
+        ),
+    )
+    barrier_retention: Seconds = Field(
+        timedelta(days=90),
+        gt=timedelta(0),
+        le=AGE_MAX,
+        description=(
+            "Participants refuse commands of runs that began longer ago, and purge their rows a day later; in seconds."
         ),
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(

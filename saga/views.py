@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, is_dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
@@ -140,13 +141,33 @@ ANSWERED: Final[Mapping[str, str]] = {
 }
 
 
-def describe(row: Described, definition: SagaDefinition, namespace: str) -> Description:
-    """Return an instance for people. One whose state this release cannot read comes without step and plan."""
-    try:
-        state = decode_state(namespace, str(row.run_id), row.state)
-    except Exception:  # whatever is wrong with it, its incident is what is looked for
-        state = initial(namespace, str(row.run_id))
-    names = [step.name for step in definition.steps]
+def plain(value: Any) -> Any:
+    """Return a value as JSON types: named tuples and dataclasses by field, times as ISO 8601, bytes left out."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: plain(item) for name, item in asdict(value).items()}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {name: plain(item) for name, item in value._asdict().items()}
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, datetime):
+        return value.isoformat(timespec="milliseconds")
+    return str(value) if isinstance(value, UUID) else value
+
+
+def describe(row: Described, definition: SagaDefinition | None, namespace: str) -> Description:
+    """Return an instance for people.
+
+    One whose state this release cannot read, or of a version that this process does not know, comes without step and
+    plan.
+    """
+    state = initial(namespace, str(row.run_id))
+    names: list[str] = []
+    if definition is not None:
+        names = [step.name for step in definition.steps]
+        with suppress(Exception):  # whatever is wrong with it, its incident is what is looked for
+            state = decode_state(namespace, str(row.run_id), row.state)
     history = tuple(
         EventView(at, past.event, past.step, past.direction, past.attempt, from_json(past.detail or "{}"))
         for past, at in row.history
@@ -163,7 +184,9 @@ def describe(row: Described, definition: SagaDefinition, namespace: str) -> Desc
         steps=tuple(_step(index, name, state, history) for index, name in enumerate(names)),
         waiting=_waiting(state, names, row.created_at),
         cause=_cause(state, names),
-        verbs=tuple(str(verb) for verb in allowed(definition.engine, state, set_apart=apart)),
+        verbs=()
+        if definition is None
+        else tuple(str(verb) for verb in allowed(definition.engine, state, set_apart=apart)),
         plan=tuple((names[undo.step], undo.state.value) for undo in state.plan),
         incidents=tuple((each.kind, each.step, each.error) for each in row.incidents),
         created_at=row.created_at,

@@ -38,6 +38,8 @@ class Capabilities:
     """Largest body, in bytes."""
     unacked_seconds_max: float | None
     """How long a delivery may stay unacked before the broker takes it back; None is without limit."""
+    retention_seconds: float | None = None
+    """How long it keeps a message that nobody has finished; None is for ever."""
 
 
 class PublishOutcome(StrEnum):

@@ -1,18 +1,19 @@
-"""`saga db upgrade | sql | check`: the operator's way to bring a database to this release and to see if it is there."""
+"""`saga db upgrade | sql | check | purge`: the operator's way to bring a database to this release, and to clear it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Annotated, Final, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Final, TypeVar
 
 import typer
 from sqlalchemy import Connection
 
 from saga import links, settings
-from saga.cli.apps import JsonOption
+from saga.cli.apps import AppOption, JsonOption, YesOption, confirm
 from saga.cli.errors import FINDING, told
-from saga.cli.output import document
+from saga.cli.output import document, say
+from saga.cli.processes import load
 from saga.clock import SystemClock, SystemIds, TaskSpawner
 from saga.errors import ConfigurationError
 from saga.storage.sqlalchemy import schema as schemas
@@ -88,6 +89,40 @@ def sql(
             )
         name = dialect or async_url(database or "").get_backend_name()
         typer.echo(schemas.printable_sql(name, schema=schema), nl=False)
+
+
+@commands.command("purge")
+def purge(app: AppOption, yes: YesOption = False, as_json: JsonOption = False) -> None:
+    """Purge now what is old enough, as the app's processes do every hour; what would go is shown first."""
+    with told():
+        loaded = load(app)
+        if not callable(getattr(loaded, "purge", None)):
+            raise typer.BadParameter(f"{app!r} is not an app", param_hint="--app")
+        if not yes:
+            planned = asyncio.run(_purge(loaded, preview=True))
+            for line in _counted(planned):
+                say(line, err=True)
+            if any(planned.values()):
+                confirm("purge these?", yes)
+        gone = asyncio.run(_purge(loaded, preview=False))
+        if as_json:
+            document({"purged": gone})
+            return
+        for line in _counted(gone):
+            say(line)
+
+
+async def _purge(app: Any, *, preview: bool) -> Mapping[str, int]:
+    await app.start(coordinator=False, participants=False, broker=False)
+    try:
+        gone: Mapping[str, int] = await app.purge(preview=preview)
+        return gone
+    finally:
+        await app.stop()
+
+
+def _counted(counts: Mapping[str, int]) -> list[str]:
+    return [f"{name}: {count}" for name, count in counts.items()]
 
 
 def _report(differences: list[str], good: str, as_json: bool) -> None:

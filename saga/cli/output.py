@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, is_dataclass
 from datetime import datetime
 from typing import Any, Final
-from uuid import UUID
 
 import typer
+
+from saga.views import plain
 
 INERT: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 """Unicode categories that could move a cursor, turn text around or break a line."""
@@ -34,21 +34,6 @@ def say(text: str = "", *, err: bool = False) -> None:
 def document(value: Any) -> None:
     """Print a value as one JSON document: ASCII only, so that nothing in it can act."""
     typer.echo(json.dumps(plain(value), indent=2, ensure_ascii=True))
-
-
-def plain(value: Any) -> Any:
-    """Return a value as JSON types: named tuples and dataclasses by field, times as ISO 8601, bytes left out."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {name: plain(item) for name, item in asdict(value).items()}
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return {name: plain(item) for name, item in value._asdict().items()}
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
-    if isinstance(value, datetime):
-        return value.isoformat(timespec="milliseconds")
-    return str(value) if isinstance(value, UUID) else value
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, err: bool = False) -> None:

@@ -22,8 +22,8 @@ import typer
 from saga import failpoints, settings
 from saga.cli import collector, health
 from saga.cli.errors import FINDING, told
-from saga.cli.output import plain
 from saga.statelog import ABOUT
+from saga.views import plain
 
 log: Final[logging.Logger] = logging.getLogger("saga.cli")
 

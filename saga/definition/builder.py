@@ -92,6 +92,8 @@ class SagaDefinition:
     """Names of the steps whose outputs the result reads."""
     content: str
     """Canonical JSON of all that decides how an instance runs."""
+    retention: timedelta | None = None
+    """How long closed runs are kept; None is as the app says. It decides nothing of how they run."""
 
     @property
     def name(self) -> str:
@@ -163,7 +165,16 @@ class _Parsed(dict[str, Any]):
 class Saga(Generic[I, R]):
     """A sequence of steps over an input of type I, with a result of type R (None without `.returns`)."""
 
-    __slots__ = ("_compiled", "_deadline", "_drafts", "_input", "_name", "_returns", "_version")
+    __slots__ = (
+        "_compiled",
+        "_deadline",
+        "_drafts",
+        "_input",
+        "_name",
+        "_retention",
+        "_returns",
+        "_version",
+    )
 
     def __init__(
         self: Saga[X, None],
@@ -172,10 +183,13 @@ class Saga(Generic[I, R]):
         *,
         version: int = 1,
         deadline: timedelta | None = None,
+        retention: timedelta | None = None,
     ) -> None:
         """`deadline` counts from the start and ends the way forward: what is under way is waited for, then undone.
 
         It does not bound the undo, and past the pivot it means nothing. None, the default, is without end.
+        `retention` is how long completed and compensated runs are kept after they closed; None is as the app says. It
+        may change without another version; of several versions in one app, the longest counts.
         """
         check_name(name, what="saga")
         if version < 1:
@@ -184,9 +198,14 @@ class Saga(Generic[I, R]):
             raise DefinitionError(
                 f"The deadline of saga {name!r} is a positive duration, or None.", saga=name
             )
+        if retention is not None and retention <= timedelta(0):
+            raise DefinitionError(
+                f"The retention of saga {name!r} is a positive duration, or None.", saga=name
+            )
         self._name = name
         self._version = version
         self._deadline = deadline
+        self._retention = retention
         self._input: Codec[Any] = codec(input, what=f"input of saga {name!r}")
         self._drafts: tuple[_Draft, ...] = ()
         self._returns: Expression | None = None
@@ -290,15 +309,16 @@ class Saga(Generic[I, R]):
     def compile(self) -> SagaDefinition:
         """Return the checked definition, made once. Raises DefinitionError."""
         if self._compiled is None:
-            self._compiled = _compile(
+            made = _compile(
                 self._name, self._version, self._deadline, self._input, self._drafts, self._returns
             )
+            self._compiled = replace(made, retention=self._retention)
         return self._compiled
 
     def _with(self, drafts: tuple[_Draft, ...], returns: Expression | None) -> Saga[I, R]:
         saga = cast("Saga[I, R]", object.__new__(Saga))
         saga._name, saga._version, saga._input = self._name, self._version, self._input
-        saga._deadline = self._deadline
+        saga._deadline, saga._retention = self._deadline, self._retention
         saga._drafts, saga._returns, saga._compiled = drafts, returns, None
         return saga
 

@@ -16,13 +16,14 @@ from uuid import UUID
 from pydantic_core import to_json
 
 from saga.errors import MessageInvalid
-from saga.messages import NUMBER_MAX, REPLY_BYTES_MAX, read_json
+from saga.messages import DUE_ATTRIBUTE, NUMBER_MAX, REPLY_BYTES_MAX, read_json
 
 ATTEMPT: Final = "sagaattempt"
 SINCE: Final = "sagasince"
 TEXT_LENGTH_MAX: Final = 2_000
 NAMES: Final = frozenset(
-    {"specversion", "type", "source", "id", "subject", "time", "datacontenttype", "data", ATTEMPT, SINCE}
+    {"specversion", "type", "source", "id", "subject", "time", "datacontenttype", "data", DUE_ATTRIBUTE}
+    | {ATTEMPT, SINCE}
 )
 _JSON: Final = re.compile(r"application/([a-z0-9.-]+\+)?json\s*(;.*)?", re.IGNORECASE)
 _OURS: Final = re.compile(rb'\{"sagaattempt":\d+,"sagasince":"[^"]*",')
@@ -39,9 +40,16 @@ class Event(NamedTuple):
     time: datetime | None
     attributes: Mapping[str, str]
     data: Any
+    due: datetime | None
+    """Until when our outbox held it back."""
     attempt: int
     since: datetime | None
     """When the first attempt failed; None before that."""
+
+    @property
+    def sent(self) -> datetime | None:
+        """When it was on its way at the earliest, as far as its publisher says."""
+        return self.due or self.time
 
 
 def read_event(body: bytes) -> Event:
@@ -65,6 +73,7 @@ def read_event(body: bytes) -> Event:
         _instant(found, "time"),
         {name: _shown(value) for name, value in found.items() if name not in NAMES},
         found.get("data"),
+        _instant(found, DUE_ATTRIBUTE),
         attempt,
         _instant(found, SINCE),
     )

@@ -11,7 +11,7 @@ from saga.batcher import Batcher
 from saga.brokers.base import Consumer, Delivery
 from saga.clock import Clock, Spawner
 from saga.errors import MessageInvalid
-from saga.inbox.envelope import Event, read_event
+from saga.inbox.envelope import Event, original, read_event
 from saga.inbox.served import EventCommand, KeyFailed, ServedEvent
 from saga.messages import Direction, split
 from saga.outbox.parking import Parking, parked_row
@@ -19,6 +19,7 @@ from saga.participant.answers import PAYLOAD_INVALID
 from saga.participant.attempts import Attempt, Held
 from saga.participant.replies import Acks
 from saga.participant.served import InputInvalid, Table
+from saga.retention.ages import Horizon
 from saga.storage.base import BarrierKey, ParkedRow
 
 ONCE: Final = "event"
@@ -33,6 +34,7 @@ class EventIntake:
         *,
         namespace: str,
         skipped: frozenset[str],
+        horizon: Horizon | None,
         parking: Parking,
         add: Callable[[Attempt], None],
         clock: Clock,
@@ -42,6 +44,7 @@ class EventIntake:
         """`skipped` names the topics whose events of other types are none of ours."""
         self._namespace = namespace
         self._skipped = skipped
+        self._horizon = horizon
         self._parking = parking
         self._add = add
         self._clock = clock
@@ -81,7 +84,10 @@ class EventIntake:
             self._park(held, error.reason, error.text, body=body)
             return
         served = table.get((event.type, Direction.FORWARD.value))
-        if served is not None:
+        if self._horizon is not None and event.sent is not None and self._horizon.is_past(event.sent):
+            # the row that remembers it may be purged, so nobody can tell whether it was acted on (P12)
+            self._park(held, "too_old", event.type, body=original(event))
+        elif served is not None:
             assert isinstance(served, ServedEvent)
             self._accept(served, event, held)
         elif held.delivery.channel in self._skipped:

@@ -19,13 +19,15 @@ from saga.participant.forward import ForwardRuns
 from saga.participant.runner import Runner
 from saga.participant.settling import Settling
 from saga.participant.shell import PREFETCH, Shell
+from saga.retention.ages import Horizon
 from saga.storage.base import EventStore, ParkingStore, ParticipantStore
 
 
 class InboxService(Shell):
     """Serves every consumer of its inboxes.
 
-    `store` keeps what was acted on, `events` the attempts to come. Raises DuplicateActivity, and what `Shell` does.
+    `store` keeps what was acted on, `events` the attempts to come. What is older than `horizon` is refused. Raises
+    DuplicateActivity, and what `Shell` does.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class InboxService(Shell):
         spawner: Spawner,
         concurrency: int = 64,
         prefetch: int = PREFETCH,
+        horizon: Horizon | None = None,
     ) -> None:
         super().__init__(
             consumed(inboxes),
@@ -61,6 +64,7 @@ class InboxService(Shell):
             skipped=frozenset(
                 topic for inbox in inboxes if inbox.skip_others for topic, _ in inbox.consumers
             ),
+            horizon=horizon,
             parking=kept,
             add=self._scheduler.add,
             clock=clock,

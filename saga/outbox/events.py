@@ -21,6 +21,7 @@ from pydantic_core import to_json
 
 from saga.clock import Clock, Ids
 from saga.errors import ConfigurationError, PayloadInvalid
+from saga.messages import DUE_ATTRIBUTE
 from saga.payloads import check_size
 from saga.storage.base import EventStore, OutboxRow, part_of
 
@@ -32,6 +33,7 @@ KEY_LENGTH_MAX: Final = 200
 NAME: Final = re.compile(r"[a-z0-9]{1,20}")
 RESERVED: Final = frozenset(
     {"specversion", "type", "source", "id", "subject", "time", "datacontenttype", "namespace", "data"}
+    | {DUE_ATTRIBUTE, "sagaattempt", "sagasince"}
 )
 
 
@@ -82,7 +84,7 @@ class Outbox:
         self._check(key, attributes or {})
         due = self._due(delay, not_before)
         message_id = self._ids.uuid7()
-        body = self._envelope(event, message_id, key, type, attributes or {})
+        body = self._envelope(event, message_id, key, type, attributes or {}, due)
         check_size(body, what=f"event on {topic!r}")
         ordering_key = key or str(message_id)
         row = OutboxRow(message_id, part_of(ordering_key), topic, ordering_key, body)
@@ -100,24 +102,33 @@ class Outbox:
         return await self._store.revoke(session, id)
 
     def _envelope(
-        self, event: BaseModel, id: UUID, key: str, type_: str | None, attributes: Mapping[str, str]
+        self,
+        event: BaseModel,
+        id: UUID,
+        key: str,
+        type_: str | None,
+        attributes: Mapping[str, str],
+        due: timedelta | datetime | None,
     ) -> bytes:
         try:
             data = event.model_dump_json(warnings="error").encode()
         except ValueError:
             raise PayloadInvalid(f"The event is not a {type(event).__name__}.") from None
+        now = self._clock.now()
         head: dict[str, Any] = {
             "specversion": "1.0",
             "type": type_ or type(event).__name__,
             "source": f"/saga/{self._namespace}",
             "id": str(id),
-            "time": self._clock.now().isoformat(),
+            "time": now.isoformat(),
             "datacontenttype": "application/json",
             "namespace": self._namespace,
             **attributes,
         }
         if key:
             head["subject"] = key
+        if due is not None:
+            head[DUE_ATTRIBUTE] = (due if isinstance(due, datetime) else now + due).isoformat()
         return to_json(head)[:-1] + b',"data":' + data + b"}"
 
     def _check(self, key: str, attributes: Mapping[str, str]) -> None:

@@ -13,6 +13,7 @@
 | was not called: input invalid                    | failed  | not retried (`payload_invalid`) |
 | was not called: the deadline had passed          | failed  | retried (`deadline`) |
 | was not called: nobody has it here               | failed  | retried (`unknown_activity`) |
+| was not called: its run began too long ago       | failed  | not retried (`too_old`) |
 
 Whether a retry comes is the coordinator's schedule; "not retried" ends it. Texts of exceptions are data of the
 reply: kept as payload, never logged. Class, our code, file and line stand everywhere else (L-11).
@@ -74,6 +75,8 @@ POISON: Final = failed("poison")
 # Retried, because during a rolling deployment the next delivery may meet a process that has the activity; the step's
 # schedule bounds it. The parked copy is for the operator who reads why.
 UNKNOWN_ACTIVITY: Final = failed("unknown_activity")
+# P12: what was decided then may be purged, so nobody can tell whether it ran: the step stays in doubt.
+TOO_OLD: Final = failed("too_old", retryable=False)
 # A participant without a database keeps no barrier, so it cannot promise that the action never ran or never will: the
 # pivot stays unknown, visibly (E-05).
 NO_BARRIER: Final = failed(messages.NO_BARRIER)

@@ -1,4 +1,4 @@
-"""From a delivery to attempts: decode, park what is no command of ours, and let copies join (P30).
+"""From a delivery to attempts: decode, park what is no command of ours or comes too late, and let copies join (P30).
 
 One bad envelope of a pack is parked alone, the others go on. The namespace of the channel must equal the envelope's.
 """
@@ -17,10 +17,11 @@ from saga.clock import Clock, Spawner
 from saga.errors import MessageInvalid
 from saga.messages import FENCES, Command, Direction, apart, decode_commands, replies_channel, split
 from saga.outbox.parking import Parking, parked_row
-from saga.participant.answers import UNKNOWN_ACTIVITY, Answer
+from saga.participant.answers import TOO_OLD, UNKNOWN_ACTIVITY, Answer
 from saga.participant.attempts import Attempt, Held
 from saga.participant.replies import Acks
 from saga.participant.served import Served, Table
+from saga.retention.ages import Horizon
 from saga.storage.base import BarrierKey, ParkedRow
 
 NO_KEY: Final = BarrierKey(UUID(int=0), "", 0, 0, "")
@@ -36,6 +37,7 @@ class Intake:
         *,
         namespace: str,
         stateless: bool,
+        horizon: Horizon | None,
         fence: Served,
         parking: Parking,
         add: Callable[[Attempt], None],
@@ -47,6 +49,7 @@ class Intake:
         self._namespace = namespace
         self._replies = replies_channel(namespace)
         self._stateless = stateless
+        self._horizon = horizon
         self._fence = fence
         self._add = add
         self._answer = answer
@@ -112,18 +115,22 @@ class Intake:
                 command.forwardround,
                 Direction.FORWARD.value,
             )
+        if self._horizon is not None and self._horizon.is_behind(key.run_id):
+            # fences and undos too: their action's row may be purged, and would be taken for one that never was (P12)
+            self._refuse_and_answer(attempt, held, "too_old", TOO_OLD)
+            return
         if served is None:
-            self._unknown(attempt, held)
+            self._refuse_and_answer(attempt, held, "unknown_activity", UNKNOWN_ACTIVITY)
             return
         self.open[command.commandid] = attempt
         self._add(attempt)
 
-    def _unknown(self, attempt: Attempt, held: Held) -> None:
+    def _refuse_and_answer(self, attempt: Attempt, held: Held, reason: str, answer: Answer) -> None:
         # Parked for the operator and answered, so that the schedule goes on: the ack waits for both.
         held.left += 1
-        self._refuse(held, "unknown_activity", attempt.command)
+        self._refuse(held, reason, attempt.command)
         self.open[attempt.command.commandid] = attempt
-        self._answer(attempt, UNKNOWN_ACTIVITY)
+        self._answer(attempt, answer)
 
     # --- what is not ours
 

@@ -23,6 +23,7 @@ from saga.participant.settling import Settling
 from saga.participant.shell import PREFETCH, Shell
 from saga.participant.stateless import StatelessRuns
 from saga.participant.undo import UndoRuns
+from saga.retention.ages import Horizon
 from saga.storage.base import ParkingStore, ParticipantStore
 
 
@@ -30,7 +31,8 @@ class ParticipantService(Shell):
     """Serves every activity of its participants that has a handler here.
 
     `store` is None for a participant without a database; without `parking` refused messages go to the parking
-    channels. Raises at construction what `serve` raises: DefinitionError, DuplicateActivity, MissingCapability; and
+    channels. What is behind `horizon` is refused; without a barrier there is none, since there is nothing that could
+    be purged. Raises at construction what `serve` raises: DefinitionError, DuplicateActivity, MissingCapability; and
     what `Shell` does.
     """
 
@@ -47,6 +49,7 @@ class ParticipantService(Shell):
         spawner: Spawner,
         concurrency: int = 64,
         prefetch: int = PREFETCH,
+        horizon: Horizon | None = None,
     ) -> None:
         tables = serve(participants, stateless=store is None, capabilities=broker.capabilities)
         names = {queue: commands_channel(namespace, queue) for queue in tables}
@@ -66,6 +69,7 @@ class ParticipantService(Shell):
         self._commands = Intake(
             namespace=namespace,
             stateless=store is None,
+            horizon=horizon,
             fence=fence(),
             parking=kept,
             add=self._scheduler.add,

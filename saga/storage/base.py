@@ -478,8 +478,8 @@ class Lease(NamedTuple):
     epoch: int
 
 
-class OutboxStore(Protocol):
-    """What the relay needs."""
+class LeaseStore(Protocol):
+    """Time-bound rights, of which one process has each at a time."""
 
     async def renew(self, names: Collection[str], owner: UUID, seconds: float) -> Sequence[Lease]:
         """Take or renew the leases that are free or ours; return those held. Never takes one from a live owner."""
@@ -488,6 +488,10 @@ class OutboxStore(Protocol):
     async def release(self, owner: UUID) -> None:
         """Give up every lease of `owner`."""
         ...
+
+
+class OutboxStore(LeaseStore, Protocol):
+    """What the relay needs."""
 
     async def read_outbox(
         self, parts: Collection[int], low: int, older_than_seconds: float, limit: int
@@ -568,6 +572,73 @@ class DeadLetterStore(ParkingStore, Protocol):
 
     async def delete(self, id: UUID) -> None:
         """Forget a message that was sent again."""
+        ...
+
+
+# --- retention --------------------------------------------------------------------------------
+
+
+class Found(NamedTuple):
+    """A page of what is old enough to go."""
+
+    keys: Sequence[Any]
+    """What `delete` takes; may be empty although more is behind it."""
+    above: Any
+    """What the look for the next page takes; None if there is none."""
+
+
+class Purge(Protocol):
+    """One kind of rows that go with age. A pass looks at one page after the other and deletes what each has."""
+
+    @property
+    def name(self) -> str:
+        """The table."""
+        ...
+
+    async def find(self, above: Any) -> Found:
+        """Return a page in the order of an index, without locking it; `above` is None for the first."""
+        ...
+
+    async def delete(self, keys: Sequence[Any]) -> int:
+        """Delete them, and what belongs to them, in one transaction; return how many went.
+
+        What another process holds or has deleted, and what is not old any more, is left out.
+        """
+        ...
+
+
+class RunVersion(NamedTuple):
+    """A closed run as it was found: what has moved since is not deleted."""
+
+    run_id: UUID
+    version: int
+
+
+class WholeRun(NamedTuple):
+    """Everything that is kept of a run."""
+
+    run: Described
+    """With all its incidents, the closed ones too."""
+    audit: Sequence[AuditEntry]
+    payloads: Sequence[Payload]
+
+
+class RetentionStore(Protocol):
+    """What purging runs needs: `Purge` over `RunVersion`, with what goes read before it goes."""
+
+    async def find_closed(self, ages: Mapping[str, timedelta], above: UUID | None) -> Found:
+        """Return a page of runs of these sagas that closed longer ago than the saga's age, in id order.
+
+        Only completed and compensated ones, and none of which a message is still to be sent.
+        """
+        ...
+
+    async def read_whole(self, runs: Sequence[RunVersion]) -> Sequence[WholeRun]:
+        """Return those of the runs that are there at this version."""
+        ...
+
+    async def delete_closed(self, runs: Sequence[RunVersion]) -> int:
+        """Delete those that stand as they were found, with all that belongs to them; return how many."""
         ...
 
 

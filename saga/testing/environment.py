@@ -223,7 +223,11 @@ class Environment:
             self._tasks = MortalSpawner()
             """Transactions, and processes that come back."""
             stack.push_async_callback(self._tasks.close)
-            ports: dict[str, Any] = {"clock": self.clock, "ids": SystemIds(), "spawner": self._tasks}
+            ports: dict[str, Any] = {
+                "clock": self.clock,
+                "ids": SystemIds(self.clock),
+                "spawner": self._tasks,
+            }
             self._database = StayingDatabase(url, **ports, pool_size=POOL)
             stack.push_async_callback(self._database.shut)
             _forget_on_power_loss(self._database.engine)

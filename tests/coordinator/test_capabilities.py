@@ -16,7 +16,7 @@ from saga.brokers.base import Capabilities
 from saga.brokers.memory import MEMORY, Faults, MemoryBroker, MemoryQueues
 from saga.definition.activity import Participant
 from saga.definition.builder import Saga
-from saga.errors import MissingCapability, SagaCompensated
+from saga.errors import MissingCapability, RetentionTooShort, SagaCompensated
 from saga.outcomes import ActivityContext, Refused
 from tests.coordinator.harness import Order, Receipt
 from tests.coordinator.sagas import QUICK
@@ -33,7 +33,11 @@ FILLED: dict[str, Any] = {
     "delivery_count": False,
     "packs_commands": False,
 }
-REFUSED: dict[str, Any] = {"body_bytes_max": 100 * 1024, "unacked_seconds_max": 10.0}
+REFUSED: dict[str, Any] = {
+    "body_bytes_max": 100 * 1024,
+    "unacked_seconds_max": 10.0,
+    "retention_seconds": 90 * 86400.0,
+}
 LONG = timedelta(seconds=30)
 
 
@@ -125,11 +129,11 @@ async def test_a_gap_that_the_database_fills_changes_no_outcome(sqlite_file: str
 @pytest.mark.feature("G-06", acceptance=True)
 @pytest.mark.parametrize("capability", REFUSED)
 async def test_a_gap_that_nothing_fills_is_refused_at_start(sqlite_file: str, capability: str) -> None:
-    """G-06, RMQ-16: MissingCapability names the adapter and what it lacks; nothing was started."""
+    """G-06, RMQ-16, P12: the error names the adapter and what does not fit; nothing was started."""
     bank = Bank()
     missing = MemoryBroker(capabilities=EVERYTHING).without(**{capability: REFUSED[capability]})
     app = bank.app(sqlite_file, missing)
-    with pytest.raises(MissingCapability) as caught:
+    with pytest.raises((MissingCapability, RetentionTooShort)) as caught:
         await app.start(coordinator=True, participants=True)
     assert "everything" in caught.value.text
     assert bank.effects == Counter()

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.stack("sqlite")
         ("compensation", "trip", set()),
         ("effects", "shop", set()),
         ("events", "orders", set()),
+        ("retention", "keep", set()),
         ("synchronous", "sell", {"shop"}),
         ("web", "try_it", {"shop", "web"}),
     ],

@@ -24,8 +24,9 @@ from saga.brokers.base import Channel
 from saga.brokers.memory import MemoryBroker, MemoryQueues
 from saga.cli import build
 from saga.clock import SystemClock, TaskSpawner
-from saga.errors import ConfigurationError, InsecureLink
+from saga.errors import ConfigurationError, InsecureLink, RetentionTooShort
 from saga.messages import commands_channel, decode_commands, parking_channel
+from saga.testing.clock import VirtualClock
 from tests.outbox.upgraded import upgraded
 from tests.plugins.canary import python_path
 from tests.plugins.watch import CANARY as SECRET
@@ -376,6 +377,44 @@ async def test_grace_is_what_a_stop_gives_to_what_runs(
     assert bench.running == 0
 
 
+async def test_retention_is_how_long_ended_runs_are_kept(
+    bench: Bench, sqlite: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = []
+    clock = VirtualClock(ticking=True)
+    app = App(sqlite, sagas=[bench.saga], participants=[bench.participant], clock=clock)
+    await together(app, bench.saga, 1, 0)
+    clock.jump(timedelta(days=2).total_seconds())
+    for retention in ("259200", "86400"):
+        monkeypatch.setenv("SAGA_RETENTION", retention)
+        async with App(sqlite, sagas=[bench.saga], clock=clock) as app:
+            await app.purge()
+        left.append(await scalar(sqlite, "SELECT count(*) FROM saga_instance"))
+    assert left == [1, 0]
+
+
+async def test_barrier_retention_is_how_old_a_run_may_be_for_its_commands_to_be_run(
+    bench: Bench, sqlite: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a day later its rows go."""
+    left = []
+    clock = VirtualClock(ticking=True)
+    app = App(sqlite, sagas=[bench.writing], participants=[bench.participant], clock=clock)
+    await together(app, bench.writing, 1, 0)
+    clock.jump(timedelta(days=50).total_seconds())
+    for days in (50, 48):
+        monkeypatch.setenv("SAGA_BARRIER_RETENTION", str(days * 86_400))
+        async with App(sqlite, participants=[bench.participant], clock=clock) as app:
+            await app.purge()
+        left.append(await scalar(sqlite, "SELECT count(*) FROM saga_barrier"))
+    assert left == [1, 0]
+
+    monkeypatch.setenv("SAGA_BARRIER_RETENTION", str(30 * 86_400))
+    with pytest.raises(RetentionTooShort) as caught:
+        await App(sqlite, participants=[bench.participant]).start(coordinator=False, participants=True)
+    assert "SAGA_BARRIER_RETENTION to more than 2592300 seconds" in caught.value.text
+
+
 def test_log_level_is_that_of_the_program(tmp_path: Path) -> None:
     (tmp_path / "quiet.py").write_text(
         "import logging\n"
@@ -421,6 +460,8 @@ CHANGES: dict[str, Callable[..., Any]] = {
     "redrive": test_redrive_is_when_a_command_is_sent_again,
     "grace": test_grace_is_what_a_stop_gives_to_what_runs,
     "production": test_production_is_when_plain_links_to_other_hosts_are_refused,
+    "retention": test_retention_is_how_long_ended_runs_are_kept,
+    "barrier_retention": test_barrier_retention_is_how_old_a_run_may_be_for_its_commands_to_be_run,
     "log_level": test_log_level_is_that_of_the_program,
 }
 

@@ -43,6 +43,7 @@ KAFKA: Final = Capabilities(
     packs_commands=True,
     body_bytes_max=KafkaOptions().message_bytes_max,
     unacked_seconds_max=None,
+    retention_seconds=KafkaOptions().retention_seconds,
 )
 _START_SECONDS_MAX: Final = 9.0
 _END_SECONDS_MAX: Final = 9.0
@@ -83,7 +84,12 @@ class KafkaBroker:
 
     @property
     def capabilities(self) -> Capabilities:
-        return replace(KAFKA, body_bytes_max=self._options.message_bytes_max)
+        kept = self._options.retention_seconds
+        return replace(
+            KAFKA,
+            body_bytes_max=self._options.message_bytes_max,
+            retention_seconds=kept if kept >= 0 else None,
+        )
 
     async def start(self) -> None:
         self._refuse_if_closed()

@@ -205,11 +205,11 @@ class Topology:
             yield finding(
                 "compacted", "keeps the last message of each key only", f"set {_CLEANUP}=delete on it"
             )
-        kept, wish = told.get(_KEPT, "-1"), kept(channel, self._options)
-        if kept.isdecimal() and (wish < 0 or int(kept) < wish):
+        keeps, wish = told.get(_KEPT, "-1"), kept(channel, self._options)
+        if keeps.isdecimal() and (wish < 0 or int(keeps) < wish):
             yield finding(
                 "retention",
-                f"loses what is older than {int(kept) / 86_400_000:.3g} days, finished or not",
+                f"loses what is older than {int(keeps) / 86_400_000:.3g} days, finished or not",
                 f"set {_KEPT}={wish} on it, or a shorter KafkaOptions.retention_seconds",
                 Severity.REFUSE if channel.parking is not None else Severity.WARN,
             )

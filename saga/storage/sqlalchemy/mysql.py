@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -19,6 +19,7 @@ from sqlalchemy import (
     Insert,
     Select,
     Table,
+    TextClause,
     Update,
     bindparam,
     insert,
@@ -73,6 +74,28 @@ _DELETE: Final = text("""
 DELETE o FROM JSON_TABLE(:ids, '$[*]' COLUMNS (id bigint PATH '$')) AS k
        STRAIGHT_JOIN saga_outbox AS o FORCE INDEX (PRIMARY) ON o.id = k.id AND o.namespace = :namespace
 """)
+_DELETE_RUNS: Final[Mapping[Table, TextClause]] = {
+    t.history: text("""
+DELETE r FROM JSON_TABLE(:runs, '$[*]' COLUMNS (run_id char(32) PATH '$')) AS k
+       STRAIGHT_JOIN saga_history AS r FORCE INDEX (PRIMARY) ON r.namespace = :namespace AND r.run_id = UNHEX(k.run_id)
+"""),
+    t.value: text("""
+DELETE r FROM JSON_TABLE(:runs, '$[*]' COLUMNS (run_id char(32) PATH '$')) AS k
+       STRAIGHT_JOIN saga_value AS r FORCE INDEX (PRIMARY) ON r.namespace = :namespace AND r.run_id = UNHEX(k.run_id)
+"""),
+    t.incident: text("""
+DELETE r FROM JSON_TABLE(:runs, '$[*]' COLUMNS (run_id char(32) PATH '$')) AS k
+       STRAIGHT_JOIN saga_incident AS r FORCE INDEX (PRIMARY) ON r.namespace = :namespace AND r.run_id = UNHEX(k.run_id)
+"""),
+    t.instance: text("""
+DELETE r FROM JSON_TABLE(:runs, '$[*]' COLUMNS (run_id char(32) PATH '$')) AS k
+       STRAIGHT_JOIN saga_instance AS r FORCE INDEX (PRIMARY) ON r.namespace = :namespace AND r.run_id = UNHEX(k.run_id)
+"""),
+    t.barrier: text("""
+DELETE r FROM JSON_TABLE(:runs, '$[*]' COLUMNS (run_id char(32) PATH '$')) AS k
+       STRAIGHT_JOIN saga_barrier AS r FORCE INDEX (PRIMARY) ON r.namespace = :namespace AND r.run_id = UNHEX(k.run_id)
+"""),
+}
 # The first number of a statement is known; what others inserted meanwhile may stand between ours.
 _NUMBERED: Final = select(_o.id, _o.message_id).where(
     _o.namespace == bindparam("b_namespace"),
@@ -162,6 +185,10 @@ class MySQLStatements(Statements):
         sought = {"b_namespace": self.namespace, "b_ids": sorted(ids)}
         if free := connection.execute(_FREE, sought).scalars().all():
             connection.execute(_DELETE, {"namespace": self.namespace, "ids": json.dumps(list(free))})
+
+    def delete_runs(self, connection: Connection, table: Table, run_ids: Sequence[UUID]) -> None:
+        document = json.dumps([run_id.hex for run_id in run_ids])
+        connection.execute(_DELETE_RUNS[table], {"namespace": self.namespace, "runs": document})
 
     def take_leases(
         self, connection: Connection, take: Update, names: Collection[str], owner: UUID

@@ -394,6 +394,15 @@ class Statements:
         """Return a query that sees what is committed, also in a caller's transaction with a snapshot of its own."""
         return query
 
+    # --- purging ------------------------------------------------------------------------------
+
+    def delete_runs(self, connection: Connection, table: Table, run_ids: Sequence[UUID]) -> None:
+        """Delete the rows of some runs, of a table whose primary key begins with the run."""
+        c = table.c
+        # the bounds keep a scan, if it is one, off all that is younger
+        these = c.run_id.between(min(run_ids), max(run_ids)), c.run_id.in_(run_ids)
+        connection.execute(delete(table).where(c.namespace == self.namespace, *these))
+
     # --- leases -------------------------------------------------------------------------------
 
     def take_leases(

@@ -1,0 +1,34 @@
+"""A database with our tables on each stack, and the rows in it that a test wants."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from saga.clock import SystemClock, SystemIds, TaskSpawner
+from saga.storage.sqlalchemy.database import Database
+from tests.outbox.upgraded import upgraded
+from tests.retention.rows import Rows
+from tests.stacks import REPEATED
+
+
+@pytest.fixture(params=["sqlite", "postgres-rabbitmq", "mariadb", *REPEATED])
+def stack(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def url(stack: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of a database with our tables."""
+    with upgraded(stack, request) as url:
+        yield url
+
+
+@pytest.fixture
+async def rows(url: str) -> AsyncIterator[Rows]:
+    spawner = TaskSpawner()
+    database = Database(url, clock=SystemClock(), ids=SystemIds(), spawner=spawner, pool_size=8)
+    yield Rows(database)
+    await database.dispose()
+    await spawner.close()
