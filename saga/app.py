@@ -270,7 +270,7 @@ class App:
             async with asyncio.timeout(seconds):
                 await running.start(
                     coordinator=coordinator and bool(self.registry.served()),
-                    participants=participants,
+                    participants=participants and bool(self.participants or self.inboxes),
                     events=bool(self.topics or self.inboxes) and (coordinator or participants),
                     broker=broker,
                 )
@@ -770,10 +770,11 @@ class _Running:
         app, database = self._app, self.database
         assert database is not None
         age = app.settings.barrier_retention + MARGIN
+        inbox = SqlOldRows(database, app.namespace, tables.inbox.c.received_at, age)
         return [
-            self._barrier_rows(database),
+            *([self._barrier_rows(database)] if app.participants else ()),
+            *([inbox] if app.inboxes else ()),
             SqlOldRows(database, app.namespace, tables.lone_run.c.last_run_at, age),
-            SqlOldRows(database, app.namespace, tables.inbox.c.received_at, age),
             *self._purges_of_all(database),
         ]
 

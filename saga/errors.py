@@ -112,7 +112,7 @@ class TopologyMismatch(SagaError):
 class RetentionTooShort(ConfigurationError):
     """Barrier rows would go before the last command that needs them has come."""
 
-    code = "SG207"
+    code = "SG208"
 
 
 # --- calls ------------------------------------------------------------------------------------

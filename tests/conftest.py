@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 from sqlalchemy import make_url
 
 import devservices
@@ -49,6 +50,10 @@ _STARTED: Final[dict[str, Callable[[], Service]]] = {
     MariaDb.name: devservices.start_mariadb,
     MySql.name: devservices.start_mysql,
 }
+
+
+hypothesis_settings.register_profile("saga", deadline=None)  # a busy machine makes no example wrong
+hypothesis_settings.load_profile("saga")
 
 
 @pytest.fixture(scope="session")

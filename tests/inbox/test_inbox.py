@@ -7,13 +7,13 @@ from datetime import timedelta
 from functools import partial
 
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from saga import EventContext, Inbox, Refused, RetryAfter, RetryPolicy
 from saga.storage.sqlalchemy import tables as t
-from tests.inbox.rig import Mailer, OrderPlaced, envelope, mail, until, write
+from tests.inbox.rig import Mailer, OrderPlaced, clock, envelope, mail, until, write
 from tests.participant.harness import Statements
 from tests.plugins.features import Faults
 from tests.plugins.watch import CANARY
@@ -280,3 +280,32 @@ async def test_an_attempt_that_takes_too_long_is_rolled_back_and_tried_again(mai
     await mailer.send(envelope(1))
     await until(lambda: _count(mailer, 1))
     assert [tuple(row) for row in await mailer.rows(select(mail.c.number, mail.c.attempt))] == [(1, 2)]
+
+
+async def test_an_event_that_is_older_than_its_row_would_be_is_refused(mailer: Mailer) -> None:
+    """P12, F34: after the purge nobody can tell whether it was acted on. What an outbox held back counts from then."""
+    await mailer.start(recording(mailer))
+    now = clock.now()
+    old, due = (now - timedelta(days=91)).isoformat(), (now - timedelta(days=1)).isoformat()
+    await mailer.send(envelope(1, time=old), envelope(2, time=old, notbefore=due), envelope(3, time=due))
+    await until(lambda: _count(mailer, 2))
+    await until(lambda: _parked(mailer, 1))
+    await mailer.quiet()
+    assert await mailer.mails() == [2, 3]
+    ((reason, _, _),) = await mailer.parked()
+    assert reason == "too_old"
+
+
+async def test_rows_of_the_inbox_are_purged_at_their_age(mailer: Mailer) -> None:
+    app = await mailer.start(recording(mailer))
+    await mailer.send(envelope(1), envelope(2))
+    await until(lambda: _count(mailer, 2))
+    await mailer.quiet()
+    async with mailer.engine.begin() as connection:
+        n = t.inbox.c
+        long_ago = clock.now() - timedelta(days=92)
+        (first, *_) = (await connection.execute(select(n.message_key))).scalars().all()
+        aged = update(t.inbox).where(n.namespace == mailer.namespace, n.message_key == first)
+        await connection.execute(aged.values(received_at=long_ago))
+    assert (await app.purge())["saga_inbox"] == 1
+    assert await mailer.remembered() == 1

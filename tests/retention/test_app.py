@@ -132,7 +132,7 @@ async def test_an_age_that_is_too_short_stops_the_start_of_a_participant_only(ur
         await App(url, participants=[bank], barrier_retention=short).start(
             coordinator=False, participants=True
         )
-    assert caught.value.code == "SG207"
+    assert caught.value.code == "SG208"
     async with App(url, sagas=[purchase], barrier_retention=short):
         """A coordinator has no barrier."""
 

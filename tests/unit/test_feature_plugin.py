@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.features_due import DATABASE_ONLY, DUE, POSTGRES_KAFKA, PURE, STACKS
+from tests.features_due import DATABASE_ONLY, DUE, MARIADB, POSTGRES_KAFKA, PURE, STACKS
 from tests.plugins import features
 from tests.plugins.features import RowReport, main, open_reason, table
 
@@ -212,6 +212,6 @@ def test_check_fails_while_a_due_row_is_open(
 
 
 def test_the_due_table_knows_the_stacks_and_pure() -> None:
-    known = {*STACKS, *DATABASE_ONLY, POSTGRES_KAFKA, "pure"}
+    known = {*STACKS, *DATABASE_ONLY, POSTGRES_KAFKA, MARIADB, "pure"}
     assert {stack for stacks in DUE.values() for stack in stacks} <= known
     assert {row for row in DUE if not row.startswith("T-")} >= {"A-01", "I-11", "K-05"}
