@@ -8,6 +8,7 @@ from saga.client import Client, Handle
 from saga.compensation.kinds import InDoubt, StepKind
 from saga.definition.activity import Activity, Participant
 from saga.definition.builder import Saga
+from saga.definition.inbox import Inbox
 from saga.definition.refs import arguments, make
 from saga.errors import (
     AlreadyClosed,
@@ -48,7 +49,7 @@ from saga.errors import (
     WouldDeadlock,
     WrongDatabase,
 )
-from saga.outcomes import ActivityContext, Inquiry, Refused, Result, RetryAfter
+from saga.outcomes import ActivityContext, EventContext, Inquiry, Refused, Result, RetryAfter
 from saga.retry import RetryPolicy
 from saga.storage.base import Filter
 from saga.views import Description
@@ -77,9 +78,11 @@ __all__ = [
     "DefinitionError",
     "Description",
     "DuplicateActivity",
+    "EventContext",
     "Filter",
     "Handle",
     "InDoubt",
+    "Inbox",
     "Inquiry",
     "InsecureLink",
     "MessageInvalid",

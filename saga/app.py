@@ -31,6 +31,7 @@ from saga.coordinator.service import Coordinator
 from saga.coordinator.verbs import Verbs
 from saga.definition.activity import Activity, Participant, check_name
 from saga.definition.builder import Saga
+from saga.definition.inbox import Inbox
 from saga.definition.registry import Registry
 from saga.engine.model import Redrive
 from saga.errors import (
@@ -41,14 +42,17 @@ from saga.errors import (
     StorageUnavailable,
     TopologyMismatch,
 )
+from saga.inbox.served import limit_seconds
+from saga.inbox.service import InboxService
 from saga.messages import BODY_BYTES_MAX, commands_channel, parking_channel, replies_channel
 from saga.outbox.events import Outbox
 from saga.outbox.parking import Parking
 from saga.outbox.publisher import CommandPublisher, DirectPublisher
 from saga.outbox.queued import QueuedRows
 from saga.outbox.relay import Relay
-from saga.participant.served import idle_in_transaction_seconds
+from saga.participant.served import idle_in_transaction_seconds, limits
 from saga.participant.service import ParticipantService
+from saga.participant.shell import Shell
 from saga.storage.base import ParkedRow, StoredRow
 from saga.storage.sqlalchemy import schema
 from saga.storage.sqlalchemy.coordinator import SqlClientStore, SqlCoordinatorStore
@@ -88,7 +92,7 @@ class Health(NamedTuple):
 
 
 class App:
-    """What one service runs: its database, its broker, its sagas and its participants."""
+    """What one service runs: its database, its broker, its sagas, participants and inboxes."""
 
     def __init__(
         self,
@@ -97,6 +101,7 @@ class App:
         broker: str | Broker | None = None,
         sagas: Sequence[Saga[Any, Any]] = (),
         participants: Sequence[Participant] = (),
+        inboxes: Sequence[Inbox] = (),
         namespace: str | None = None,
         topics: Sequence[str] = (),
         schema: str | None = None,
@@ -115,10 +120,11 @@ class App:
         database (no barrier: their effects are at least once). `broker` is memory://, amqp://..., database:// for a
         queue in `database` itself, or the SQLAlchemy URL of another database that has the queue, with `?schema=` where
         its tables live in a schema (PostgreSQL). `topics` are channels for domain events (`app.outbox`), declared at
-        start. `schema` is where our tables live on PostgreSQL. `concurrency` bounds the commands that the participants
-        work on at once, `pool_size` the connections and with it the transactions at once. A command without an answer
-        is sent again after `redrive`, doubling to ten times that. `grace` is what `stop` gives to what is under way. In
-        `production` start refuses what is good for a developer's machine only, and is else warned of.
+        start, as are those that `inboxes` consume. `schema` is where our tables live on PostgreSQL. `concurrency`
+        bounds the commands that the participants work on at once, and as much the events, `pool_size` the connections
+        and with it the transactions at once. A command without an answer is sent again after `redrive`, doubling to ten
+        times that. `grace` is what `stop` gives to what is under way. In `production` start refuses what is good for a
+        developer's machine only, and is else warned of.
         Raises ConfigurationError, DefinitionError, DefinitionChanged.
         """
         self.settings: Settings = self.load_settings(
@@ -142,10 +148,11 @@ class App:
         for saga in sagas:
             self.registry.register(saga)
         self.participants: tuple[Participant, ...] = tuple(participants)
+        self.inboxes: tuple[Inbox, ...] = tuple(inboxes)
         self.topics: frozenset[str] = frozenset(topics)
-        if given.database is None and topics:
+        if given.database is None and (topics or inboxes):
             raise ConfigurationError(
-                "An app with topics needs a database: its events are rows of the outbox."
+                "An app with topics or inboxes needs a database: events are rows of its outbox, and its inbox."
             )
         for topic in topics:
             check_name(topic, what="topic")
@@ -169,9 +176,10 @@ class App:
         work = {commands_channel(self.namespace, each.queue) for each in self.activities()}
         if self.registry.served():
             work.add(replies_channel(self.namespace))
+        topics = self.topics | {topic for inbox in self.inboxes for topic, _ in inbox.consumers}
         return [
             *(Channel(name, parking_channel(name)) for name in sorted(work)),
-            *(Channel(topic) for topic in sorted(self.topics)),
+            *(Channel(topic) for topic in sorted(topics)),
         ]
 
     # --- running ------------------------------------------------------------------------------
@@ -225,8 +233,8 @@ class App:
             async with asyncio.timeout(seconds):
                 await running.start(
                     coordinator=coordinator and bool(self.registry.served()),
-                    participants=participants and bool(self.participants),
-                    events=bool(self.topics) and (coordinator or participants),
+                    participants=participants,
+                    events=bool(self.topics or self.inboxes) and (coordinator or participants),
                     broker=broker,
                 )
         except TimeoutError:
@@ -275,10 +283,11 @@ class App:
         await self._run_until(stop, grace, coordinator=True, participants=False)
 
     async def run_participant(self, stop: asyncio.Event, grace: timedelta | None = None) -> None:
-        """Run the participants until `stop` is set. Raises what `start` does, within 12 s."""
-        if not any(activity.handler for each in self.participants for activity in each.activities.values()):
+        """Run participants and inboxes until `stop` is set. Raises what `start` does, within 12 s."""
+        served = (activity for each in self.participants for activity in each.activities.values())
+        if not self.inboxes and not any(activity.handler for activity in served):
             raise ConfigurationError(
-                "This app has no participant with handlers; give App(participants=[...])."
+                "This app has no participant with handlers, nor an inbox; give App(participants=[...])."
             )
         await self._run_until(stop, grace, coordinator=False, participants=True)
 
@@ -360,7 +369,7 @@ class App:
         given = self.settings
         if given.database is None:
             return None
-        serves, coordinates = bool(self.participants), bool(self.registry.served())
+        serves, coordinates = bool(self.participants or self.inboxes), bool(self.registry.served())
         return Database(
             given.database.get_secret_value(),
             clock=self._clock,
@@ -371,7 +380,12 @@ class App:
             + COORDINATOR_POOL * (coordinates or not serves)
             + adapters.QUEUE_POOL * self.queued,
             # P28: a participant frozen in a handler must not hold its locks for longer than any attempt may take
-            idle_in_transaction_seconds=idle_in_transaction_seconds(self.participants),
+            idle_in_transaction_seconds=idle_in_transaction_seconds(
+                [
+                    *limits(self.participants),
+                    *(limit_seconds(each) for inbox in self.inboxes for each in inbox.consumers.values()),
+                ]
+            ),
             schema=given.schema_,
         )
 
@@ -419,7 +433,7 @@ class _Running:
         self.publisher: CommandPublisher | None = None
         self.relay: Relay | None = None
         self.coordinator: Coordinator | None = None
-        self.participants: ParticipantService | None = None
+        self.services: list[Shell] = []
         self._prepared = False
         self._connected = False
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -437,7 +451,8 @@ class _Running:
         if broker:
             await self.broker.start()
             await self._check_channels()
-        if self.database is not None and (self._app.registry.served() or self._app.topics):
+        app = self._app
+        if self.database is not None and (app.registry.served() or app.topics or app.inboxes):
             self._make_outbox(self.database)
         if self.database is not None and self._app.registry.served():
             self._make_coordinator(self.database, coordinator)
@@ -445,8 +460,9 @@ class _Running:
             await self.broker.declare([Channel(topic) for topic in sorted(self._app.topics)])
         if participants:
             # before the coordinator, so that its first commands meet consumers
-            self.participants = self._make_participants()
-            await self.participants.start()
+            self.services = self._make_services()
+            for service in self.services:
+                await service.start()
         if coordinator and self.coordinator is not None:
             await self.coordinator.start()
         else:
@@ -594,10 +610,9 @@ class _Running:
             if activity.handler is not None
         }
         replies = [replies_channel(app.namespace)] if coordinator else []
-        return [
-            *replies,
-            *(commands_channel(app.namespace, queue) for queue in sorted(queues) if participants),
-        ]
+        topics = {topic for inbox in app.inboxes for topic, _ in inbox.consumers}
+        consumed = [*(commands_channel(app.namespace, queue) for queue in sorted(queues)), *sorted(topics)]
+        return [*replies, *(consumed if participants else ())]
 
     async def health(self) -> Health:
         """Ask database and broker."""
@@ -632,30 +647,35 @@ class _Running:
         store = SqlParkingStore(self.database, self._app.namespace) if self.database is not None else None
         return Parking(store, self.broker, clock=self._app._clock, ids=self._app._ids)
 
-    def _make_participants(self) -> ParticipantService:
+    def _make_services(self) -> list[Shell]:
+        """Return what runs handlers here: participants, and inboxes beside them on the same connections."""
         app, database = self._app, self.database
-        store = None
+        ports: dict[str, Any] = {
+            "namespace": app.namespace,
+            "clock": app._clock,
+            "ids": app._ids,
+            "spawner": self.spawner,
+            "concurrency": app.settings.concurrency,
+        }
+        store = parking = None
         if database is not None:
             store = SqlParticipantStore(database, app.namespace, transactions_max=app.settings.pool_size)
-        return ParticipantService(
-            app.participants,
-            self.broker,
-            store,
-            self._make_parking(),
-            namespace=app.namespace,
-            clock=app._clock,
-            ids=app._ids,
-            spawner=self.spawner,
-            concurrency=app.settings.concurrency,
-        )
+            parking = SqlParkingStore(database, app.namespace)
+        services: list[Shell] = []
+        if app.participants:
+            services.append(ParticipantService(app.participants, self.broker, store, parking, **ports))
+        if app.inboxes and database is not None and store is not None and parking is not None:
+            events = SqlEventStore(database, app.namespace, queued=app.queued)
+            services.append(InboxService(app.inboxes, self.broker, store.inbox(), events, parking, **ports))
+        return services
 
     async def stop(self, grace: timedelta) -> None:
         clock = self._app._clock
         ends = clock.monotonic() + grace.total_seconds()
         if self.coordinator is not None:
             await self.coordinator.stop(grace)
-        if self.participants is not None:
-            await self.participants.stop(timedelta(seconds=max(ends - clock.monotonic(), 0.0)))
+        for service in self.services:
+            await service.stop(timedelta(seconds=max(ends - clock.monotonic(), 0.0)))
         if self.relay is not None:
             await self.relay.stop()
         if self.publisher is not None:

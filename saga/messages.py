@@ -395,6 +395,20 @@ def _envelopes(text: str) -> Iterator[bytes]:
         raise ValueError
 
 
+def read_json(body: bytes, *, bytes_max: int) -> Any:
+    """Return what somebody else's body says.
+
+    Raises MessageInvalid above its size or our depth, for a name that stands twice in one object, and for what JSON has
+    no number for.
+    """
+    if len(body) > bytes_max:
+        raise _too_large(body, bytes_max)
+    value = _read(body)
+    if value.__class__ in _LOOKED_INTO:
+        _names(value, depth=1)
+    return value
+
+
 def field_paths(error: ValidationError, names: Collection[str]) -> str:
     """Return where and how a payload is wrong, never what it held (PYD-4).
 
@@ -435,7 +449,7 @@ def _decode(body: bytes, one: TypeAdapter[W], many: TypeAdapter[list[W]], bytes_
     # Every name in the body has its colon. If there are no more of them than names that were found, then no name stood
     # twice in one object; else a colon may have been in a text, and only a second reading can tell.
     if body.count(b":") != names:
-        _read_names(body)
+        _read(body)
     return messages
 
 
@@ -457,17 +471,19 @@ def _names(value: Any, depth: int = 2) -> int:
     return names
 
 
-def _read_names(body: bytes) -> None:
-    """Raise MessageInvalid if a name stands twice in one object, or where the first reading took NaN for a number."""
+def _read(body: bytes) -> Any:
+    """Return the value; raise MessageInvalid if a name stands twice in one object, or for NaN in a number's place."""
     try:
-        json.loads(body, object_pairs_hook=_each_once, parse_constant=_no_constant)
+        return json.loads(body, object_pairs_hook=_object, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         raise MessageInvalid(NOT_JSON) from None
 
 
-def _each_once(pairs: list[tuple[str, Any]]) -> None:
-    if len(pairs) != len(dict(pairs)):
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(pairs) != len(found):
         raise MessageInvalid("A name stands twice in one object.")
+    return found
 
 
 def _no_constant(word: str) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
@@ -72,3 +73,22 @@ class ActivityContext:
     """1 for the first try; for logs, never for keys."""
     forward_key: str
     """In an undo: the operation key of the action that it undoes. Elsewhere the same as `operation_key`."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventContext:
+    """What a consumer may know of its event: the CloudEvents attributes, and where it came from."""
+
+    id: str
+    """The same on every copy; what an effect outside the database is to be known by."""
+    source: str
+    type: str
+    topic: str
+    subject: str | None
+    """The publisher's ordering key, where it gave one."""
+    time: datetime | None
+    """When the publisher says that it happened; aware."""
+    attempt: int
+    """1 for the first try; for logs, never for keys."""
+    attributes: Mapping[str, str]
+    """The publisher's own extension attributes; numbers and truth values as JSON has them."""

@@ -12,7 +12,18 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import UnionType
-from typing import Any, Final, Generic, TypeVar, Union, get_args, get_origin, get_type_hints, overload
+from typing import (
+    Any,
+    Final,
+    Generic,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    overload,
+)
 
 from pydantic import (
     BaseModel,
@@ -60,17 +71,18 @@ class Codec(Generic[T]):
             check_size(raw, what=what)
         return raw
 
-    def decode(self, raw: bytes, *, what: str = "payload") -> T:
+    def decode(self, raw: bytes, *, what: str = "payload", unknown: Literal["forbid"] | None = "forbid") -> T:
         """Return the value in `raw`.
 
         Raises PayloadInvalid with the field path, never with the value: for any other type (nothing is converted), an
         unknown field, NaN or infinity, and for a decimal that is written as a float, which has lost digits already.
+        `unknown=None` leaves it to the type itself what becomes of unknown fields.
         """
         if len(raw) > BODY_BYTES_MAX:
             raise PayloadInvalid(f"The {what} has {len(raw)} bytes, the limit is {BODY_BYTES_MAX}.")
         try:
             value: T = self.validator.validate_json(
-                raw, strict=True, extra="forbid", by_alias=False, by_name=True
+                raw, strict=True, extra=unknown, by_alias=False, by_name=True
             )
         except ValidationError as error:
             raise PayloadInvalid(

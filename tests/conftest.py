@@ -170,6 +170,12 @@ def rabbitmq_url(rabbitmq_server: RabbitMq) -> str:
 
 
 @pytest.fixture
+def kafka_url(kafka_server: Kafka) -> str:
+    """The address of the session's Kafka, shared in the same way."""
+    return kafka_server.url
+
+
+@pytest.fixture
 async def proxy() -> AsyncIterator[ProxyFactory]:
     """`link = await proxy(url)`: a TCP proxy in front of a server; `link.url` is the address to connect to."""
     async with AsyncExitStack() as stack:

@@ -59,6 +59,11 @@ DUE: Final[dict[str, tuple[str, ...]]] = {
     "F-05": (POSTGRES_RABBITMQ,),  # the in-process broker has no confirm that could be missing
     "F-06": EVERYWHERE,
     "F-07": STACKS,
+    "F-08": (
+        POSTGRES_RABBITMQ,
+        POSTGRES_KAFKA,
+        *DATABASE_ONLY,
+    ),  # a broker in the process dies with its consumer
     "F-09": EVERYWHERE,
     # Brokers and databases
     "G-01": (SQLITE,),  # the in-process broker itself

@@ -7,11 +7,21 @@ from typing import Final
 
 import pytest
 
-from tests.features_due import EVERYWHERE, MARIADB, MYSQL, POSTGRES, POSTGRES_RABBITMQ, SQLITE, SQLITE_SHARED
+from tests.features_due import (
+    EVERYWHERE,
+    MARIADB,
+    MYSQL,
+    POSTGRES,
+    POSTGRES_KAFKA,
+    POSTGRES_RABBITMQ,
+    SQLITE,
+    SQLITE_SHARED,
+)
 
 BROKERS: Final = {
     SQLITE: None,
     POSTGRES_RABBITMQ: "rabbitmq_url",
+    POSTGRES_KAFKA: "kafka_url",
     POSTGRES: "database://",
     SQLITE_SHARED: "database://",
     MARIADB: None,
@@ -20,6 +30,7 @@ BROKERS: Final = {
 """Stack to its broker's address, or to the fixture that gives one; None is the broker in the process."""
 SERVERS: Final = {
     POSTGRES_RABBITMQ: "postgres_server",
+    POSTGRES_KAFKA: "postgres_server",
     POSTGRES: "postgres_server",
     MARIADB: "mariadb_server",
     MYSQL: "mysql_server",

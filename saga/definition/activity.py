@@ -16,7 +16,6 @@ thread, with a `sqlalchemy.orm.Session`. The decorated name stays callable as th
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -36,10 +35,11 @@ from typing import (
 )
 
 from saga.compensation.kinds import StepKind
+from saga.definition.handlers import Handler, Read, read_handler
 from saga.definition.refs import Arguments, Owner, Ref
 from saga.errors import DefinitionError, DuplicateActivity
 from saga.outcomes import ActivityContext, Inquiry, Refused, Result
-from saga.payloads import NONE, Codec, Signature, codec, signature
+from saga.payloads import NONE, Codec, codec
 from saga.retry import COMPENSATION, FORWARD, RetryPolicy
 
 I = TypeVar("I")  # noqa: E741 - I for input, O for output, U for undo data
@@ -61,31 +61,6 @@ class Unset:
 
 UNSET: Final = Unset()
 Limit = timedelta | None | Unset
-
-
-@dataclass(frozen=True)
-class Handler:
-    """An implementation: the function, what it takes besides its payload, and how many inputs at once."""
-
-    function: Callable[..., Any]
-    payload_argument: str | None
-    spread: tuple[str, ...] | None
-    session_argument: str | None
-    context_argument: str | None
-    output_argument: str | None = None
-    """Compensation only: takes the forward output."""
-    output_optional: bool = False
-    undo_argument: str | None = None
-    """Compensation only: takes the undo data."""
-    undo_optional: bool = False
-    batch: int | None = None
-    threaded: bool = False
-    """A plain `def`, which runs in a thread."""
-
-    @property
-    def name(self) -> str:
-        """Name of the function, for logs and errors."""
-        return getattr(self.function, "__qualname__", repr(self.function))
 
 
 @dataclass(frozen=True)
@@ -205,7 +180,7 @@ class Activity(Generic[I, O, P]):
             )
         if self.inquiry_ is not None:
             raise DuplicateActivity(f"Activity {self.name!r} has two inquiries.", step=self.name)
-        read = _signature(function, what=what, batch=None, undoing=True)
+        read = read_handler(function, what=what, batch=None, undoing=True)
         other = next((name for name, type_ in read.payload.items() if type_ != self.input.type), None)
         if other is not None or read.session is not None:
             raise DefinitionError(
@@ -218,7 +193,7 @@ class Activity(Generic[I, O, P]):
 
     def _undo_handler(self, function: Callable[..., Any], batch: int | None) -> Handler:
         what = f"compensation of {self.name!r}"
-        read = _signature(function, what=what, batch=batch, undoing=True)
+        read = read_handler(function, what=what, batch=batch, undoing=True)
         handler: dict[str, Any] = {}
         for name, type_ in read.payload.items():
             plain, optional = _without_none(type_)
@@ -414,7 +389,7 @@ class Participant:
 
         def declare(function: Callable[..., Any]) -> Activity[Any, Any, Any]:
             activity_name = name or function.__name__
-            read = _signature(function, what=f"activity {activity_name!r}", batch=batch)
+            read = read_handler(function, what=f"activity {activity_name!r}", batch=batch)
             if at_least_once:
                 _check_outside(f"activity {activity_name!r}", activity_name, read, batch)
             return self._declare(
@@ -659,78 +634,7 @@ if TYPE_CHECKING:
         ) -> Activity[I, O, Concatenate[list[I], P]]: ...
 
 
-@dataclass(frozen=True)
-class _Read:
-    """A handler's annotations, sorted."""
-
-    input: Codec[Any]
-    output: Codec[Any]
-    undo: Codec[Any]
-    payload: dict[str, Any]
-    payload_argument: str | None
-    spread: tuple[str, ...] | None
-    session: str | None
-    context: str | None
-    threaded: bool
-
-
-def _signature(function: Callable[..., Any], *, what: str, batch: int | None, undoing: bool = False) -> _Read:
-    if batch is not None and not 1 <= batch <= 1000:
-        raise DefinitionError(f"{what}: batch is 1 to 1,000.")
-    threaded = _threaded(function, what)
-    read: Signature = signature(
-        function, injectable=_injectable, what=what, batch=batch is not None, undoing=undoing
-    )
-    sessions = [name for name, type_ in read.injected.items() if _is_session(type_)]
-    contexts = [name for name in read.injected if name not in sessions]
-    for names, thing in ((sessions, "session"), (contexts, "context")):
-        if len(names) > 1:
-            raise DefinitionError(f"{what}: two arguments ask for the {thing}: {', '.join(names)}.")
-    for name in sessions:
-        _check_session(what, name, read.injected[name], threaded)
-    return _Read(
-        read.input,
-        read.output,
-        read.undo,
-        read.payload,
-        read.payload_argument,
-        read.spread,
-        sessions[0] if sessions else None,
-        contexts[0] if contexts else None,
-        threaded,
-    )
-
-
-def _threaded(function: Callable[..., Any], what: str) -> bool:
-    """Whether a handler is a plain `def`. Raises DefinitionError for what only looks like one."""
-    if inspect.iscoroutinefunction(function):
-        return False
-    inner = inspect.unwrap(function)
-    made_plain = inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner)
-    if made_plain or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004 - not whether it is there, but of which kind
-        raise DefinitionError(
-            f"{what}: it awaits, but is no `async def` itself; a decorator around it must be an `async def` too."
-        )
-    if inspect.isgeneratorfunction(inner):
-        raise DefinitionError(f"{what}: a handler returns its output; it cannot yield.")
-    return True
-
-
-def _check_session(what: str, name: str, type_: Any, threaded: bool) -> None:
-    """A thread cannot await, and a Session would block the loop."""
-    if threaded and type_.__name__ == "AsyncSession":
-        raise DefinitionError(
-            f"{what}: {name!r} is an AsyncSession, but a plain `def` runs in a thread, where nothing can be awaited: "
-            "annotate it with sqlalchemy.orm.Session, or write `async def`."
-        )
-    if not threaded and type_.__name__ == "Session":
-        raise DefinitionError(
-            f"{what}: {name!r} is a Session, which would block the event loop that an `async def` runs on: "
-            "annotate it with sqlalchemy.ext.asyncio.AsyncSession, or write a plain `def`, which runs in a thread."
-        )
-
-
-def _check_outside(what: str, step: str, read: _Read, batch: int | None) -> None:
+def _check_outside(what: str, step: str, read: Read, batch: int | None) -> None:
     """What is at least once has no part in a transaction of ours, and one row for each call."""
     if read.session is not None or batch is not None:
         unfit = "a session" if read.session is not None else "batch"
@@ -739,16 +643,6 @@ def _check_outside(what: str, step: str, read: _Read, batch: int | None) -> None
             "Writes of its own belong to an activity of their own.",
             step=step,
         )
-
-
-def _is_session(type_: Any) -> bool:
-    # by name: a coordinator that only imports contracts must not need SQLAlchemy's asyncio layer
-    module: str = getattr(type_, "__module__", "")
-    return getattr(type_, "__name__", "") in ("AsyncSession", "Session") and module.startswith("sqlalchemy.")
-
-
-def _injectable(type_: Any) -> bool:
-    return type_ is ActivityContext or _is_session(type_)
 
 
 def _without_none(type_: Any) -> tuple[Any, bool]:

@@ -44,6 +44,7 @@ FAILED: Final = Outcome.FAILED.value
 NOTHING_TO_UNDO: Final = Outcome.NOTHING_TO_UNDO.value
 HAD_RUN: Final = Outcome.HAD_RUN.value
 LATE_EFFECT: Final = Outcome.LATE_EFFECT.value
+PAYLOAD_INVALID: Final = "payload_invalid"
 CANCELLED: Final = "cancelled"
 """Outcome of a barrier row whose action will never run; never on the wire."""
 ATTEMPTED: Final = "attempted"
@@ -84,7 +85,7 @@ HANGING: Final = Answer(REFUSED, to_json({"code": CANCELLED, "details": None}))
 
 def payload_invalid(error: PayloadInvalid) -> Answer:
     """Return the answer to a command whose input is not of the declared type; its text holds paths, no values."""
-    return failed("payload_invalid", retryable=False, message=error.text)
+    return failed(PAYLOAD_INVALID, retryable=False, message=error.text)
 
 
 def output_invalid(error: PayloadInvalid | PayloadTooLarge) -> Answer:

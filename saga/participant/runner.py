@@ -63,16 +63,17 @@ class Runner:
         if self._stateless is not None:
             await self._stateless.run(group)
             return
-        assert self._forward is not None
-        assert self._undo is not None
-        assert self._outside is not None
+        direction = group[0].served.direction
         if group[0].served.outside:
+            assert self._outside is not None
             await self._outside.run(group)
             return
-        direction = group[0].served.direction
         if direction == "forward":
+            assert self._forward is not None
             await self._forward.run(group)
-        elif direction == "compensate":
+            return
+        assert self._undo is not None
+        if direction == "compensate":
             await self._undo.run(group)
         else:
             for attempt in group:

@@ -9,7 +9,8 @@ from typing import Any, Final
 from pydantic_core import to_json
 
 from saga.brokers.base import Capabilities
-from saga.definition.activity import Activity, Handler, Participant
+from saga.definition.activity import Activity, Participant
+from saga.definition.handlers import Handler
 from saga.errors import DefinitionError, DuplicateActivity, MissingCapability, PayloadInvalid
 from saga.messages import BODY_BYTES_MAX, NULL, Command, Direction, command_id
 from saga.outcomes import ActivityContext, Result
@@ -104,13 +105,17 @@ class Served:
         if handler.session_argument is not None:
             arguments[handler.session_argument] = session
         if self.context_argument is not None:
-            arguments[self.context_argument] = context(command)
+            arguments[self.context_argument] = self.context(command)
         if past is not None:
             if handler.output_argument is not None:
                 arguments[handler.output_argument] = past.output
             if handler.undo_argument is not None:
                 arguments[handler.undo_argument] = past.undo
         return arguments
+
+    def context(self, command: Command) -> object:
+        """Return what the handler may know of its command."""
+        return context(command)
 
     def batch_arguments(
         self, items: Sequence[tuple[Any, Command, Past | None]], *, session: Any
@@ -282,16 +287,20 @@ def _check(served: Served, stateless: bool, capabilities: Capabilities) -> None:
         )
 
 
-def idle_in_transaction_seconds(participants: Iterable[Participant]) -> float | None:
-    """Return the idle-in-transaction timeout for these participants' connections (P28).
-
-    The largest `start_to_close` of their handlers plus 5 s; None if one of them has no bound.
-    """
-    limits = [
+def limits(participants: Iterable[Participant]) -> list[float]:
+    """Return the bound of one attempt of each handler, in seconds; infinite for one that has none."""
+    return [
         served.limit_seconds
         for participant in participants
         for activity in participant.activities.values()
         for served in _handlers(activity)
     ]
+
+
+def idle_in_transaction_seconds(limits: Iterable[float]) -> float | None:
+    """Return the idle-in-transaction timeout for the connections of handlers with these bounds (P28).
+
+    The largest plus 5 s; None if one of them has no bound.
+    """
     longest = max(limits, default=0.0)
     return None if longest == inf else longest + IDLE_MARGIN_SECONDS

@@ -531,6 +531,10 @@ class EventStore(Protocol):
         """Write an event in the caller's transaction; `due` from now or at an instant, None for at once."""
         ...
 
+    async def schedule(self, rows: Sequence[tuple[OutboxRow, timedelta]]) -> None:
+        """Write messages that are due after a time from now, in a transaction of our own; known ids are left out."""
+        ...
+
     async def revoke(self, session: Any, message_id: UUID) -> bool:
         """Delete an event that waits for its time, in a transaction of our own if `session` is None; whether it did."""
         ...

@@ -17,7 +17,8 @@ from typing import Any, Final, TypeVar
 
 from sqlalchemy import Boolean, Column, Connection, Insert, Integer, MetaData, Table, Text, insert, select
 
-from saga.definition.activity import Activity, Compensation, Handler, Participant
+from saga.definition.activity import Activity, Compensation, Participant
+from saga.definition.handlers import Handler
 from saga.definition.refs import Owner
 from saga.errors import ConfigurationError, PayloadInvalid
 from saga.outcomes import ActivityContext, Refused

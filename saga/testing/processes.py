@@ -165,8 +165,8 @@ class Process(App):
     @property
     def threads_taken(self) -> int:
         """How many threads have a command."""
-        participants = None if self._running is None else self._running.participants
-        return 0 if participants is None else participants.threads_taken
+        services = [] if self._running is None else self._running.services
+        return sum(service.threads_taken for service in services)
 
     async def bury(self) -> None:
         """Wait until nothing of a killed process runs any more."""

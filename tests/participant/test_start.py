@@ -12,7 +12,7 @@ from saga.brokers.memory import MEMORY, MemoryBroker
 from saga.definition.activity import Participant
 from saga.errors import DefinitionError, DuplicateActivity, MissingCapability
 from saga.outcomes import ActivityContext, Result
-from saga.participant.served import idle_in_transaction_seconds, serve
+from saga.participant.served import idle_in_transaction_seconds, limits, serve
 from tests.participant.harness import Gate, Receipt, Rig, Transfer, limited, make_command, undo_of
 
 
@@ -110,8 +110,8 @@ def test_p28_connections_idle_in_a_transaction_for_the_longest_limit_and_five_se
         @participant.activity(no_compensation="test")
         async def notify(transfer: Transfer) -> Receipt: ...  # type: ignore[empty-body]
 
-    assert idle_in_transaction_seconds([short, long]) == 25.0
-    assert idle_in_transaction_seconds([short, endless]) is None
+    assert idle_in_transaction_seconds(limits([short, long])) == 25.0
+    assert idle_in_transaction_seconds(limits([short, endless])) is None
 
 
 async def test_a_handler_gets_what_it_annotates(stateless: Rig) -> None:

@@ -24,7 +24,7 @@ from saga.clock import SystemClock, SystemIds, TaskSpawner
 from saga.definition.activity import Participant
 from saga.errors import DefinitionError, MissingExtra, SessionIsManaged
 from saga.outcomes import ActivityContext, Inquiry, Refused, Result
-from saga.participant import service as participant_service
+from saga.participant import shell
 from saga.participant.served import serve
 from saga.participant.threads import THREADS_MAX, Threads
 from saga.storage.sqlalchemy import threadengine
@@ -635,7 +635,7 @@ async def test_p17_a_thread_past_the_grace_is_rolled_back_and_its_command_comes_
     rig: Rig, held: Barrier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """P17: the shutdown is bounded, no answer is given, and what the thread does later has no effect."""
-    monkeypatch.setattr(participant_service, "FENCED_SECONDS", 0.2)
+    monkeypatch.setattr(shell, "FENCED_SECONDS", 0.2)
     service = await rig.start(accounts(hold=held))
     rig.send(make_command())
     await held.reached()
@@ -663,11 +663,11 @@ from saga.brokers.memory import MemoryBroker
 from saga.clock import SystemClock, SystemIds, TaskSpawner
 from saga.definition.activity import Participant
 from saga.messages import commands_channel, encode_command, pack
-from saga.participant import service
+from saga.participant import shell
 from saga.participant.service import ParticipantService
 from tests.participant.harness import make_command
 
-service.FENCED_SECONDS = 0.2
+shell.FENCED_SECONDS = 0.2
 participant = Participant("accounts", start_to_close=None)
 started = threading.Event()
 

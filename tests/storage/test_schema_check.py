@@ -137,7 +137,7 @@ DAMAGE: dict[str, tuple[str, str]] = {
     "version table": ("DROP TABLE saga_alembic_version", "table saga_alembic_version is missing"),
     "version row": (
         "DELETE FROM saga_alembic_version",
-        "version is not recorded, not 0003_operators",
+        "version is not recorded, not 0004_inbox",
     ),
 }
 PARTIAL_INDEX = (

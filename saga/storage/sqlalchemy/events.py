@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -39,6 +40,16 @@ class SqlEventStore:
         else:
             at = due if isinstance(due, datetime) else now + due
             connection.execute(insert(t.outbox_delayed).values(due_at=at, **values))
+
+    async def schedule(self, rows: Sequence[tuple[OutboxRow, timedelta]]) -> None:
+        await self._database.run(lambda connection: self._schedule(connection, rows))
+
+    def _schedule(self, connection: Connection, rows: Sequence[tuple[OutboxRow, timedelta]]) -> None:
+        now = self._sql.now(connection)
+        values = [
+            {"namespace": self._namespace, "due_at": now + after, **row._asdict()} for row, after in rows
+        ]
+        connection.execute(self._sql.insert_ignore(t.outbox_delayed), values)
 
     async def revoke(self, session: Any, message_id: UUID) -> bool:
         if session is None:

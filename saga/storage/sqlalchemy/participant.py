@@ -15,6 +15,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Token
+from copy import copy
 from typing import Any, Final, NoReturn, TypeVar
 
 from sqlalchemy import Connection
@@ -31,6 +32,7 @@ from saga.storage.sqlalchemy.database import Database
 from saga.storage.sqlalchemy.failures import Failure, classify, describe
 from saga.storage.sqlalchemy.handlersession import began, commit, flushed
 from saga.storage.sqlalchemy.handlerway import InThread, OnLoop, Way
+from saga.storage.sqlalchemy.inbox import InboxStatements
 from saga.storage.sqlalchemy.writer import HOLDING_SECONDS_MAX, handler_writes_to
 
 T = TypeVar("T")
@@ -46,10 +48,17 @@ class SqlParticipantStore:
         Handlers in threads have as many once more, of another driver.
         """
         self.database = database
-        self._statements = statements(database.dialect, namespace, database.clock)
+        self._namespace = namespace
+        self._statements: BarrierStatements = statements(database.dialect, namespace, database.clock)
         self._max = transactions_max or _pool_size(database)
         self._permits = asyncio.Semaphore(self._max)
         self._thread_permits = asyncio.Semaphore(self._max)
+
+    def inbox(self) -> SqlParticipantStore:
+        """Return the same store for plain events: the inbox in the barrier's place, its connections shared."""
+        store = copy(self)
+        store._statements = InboxStatements(self.database, self._namespace, self._statements)
+        return store
 
     @property
     def transactions_max(self) -> int:

@@ -340,3 +340,17 @@ lone_run: Final[Table] = Table(
     Column("last_run_at", instant(), nullable=False),
     PrimaryKeyConstraint("namespace", "command_id"),
 )
+
+# --- inbox ------------------------------------------------------------------------------------
+
+inbox: Final[Table] = Table(
+    # One row per event that was acted on, written in the transaction of its handler and never updated (row F-08).
+    "saga_inbox",
+    metadata,
+    Column("namespace", name(), nullable=False),
+    Column("topic", name(), nullable=False),
+    Column("message_key", uuid(), nullable=False),  # made from source and id, or from a business key
+    Column("received_at", instant(), nullable=False),
+    PrimaryKeyConstraint("namespace", "topic", "message_key"),
+)
+Index("ix_saga_inbox_received", inbox.c.namespace, inbox.c.received_at)

@@ -1,0 +1,1 @@
+"""Plain events received: each acted on once, in one local transaction with the row that remembers it (F-08)."""
