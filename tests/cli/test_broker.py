@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
 from typer.testing import CliRunner
 
-from saga import App
+from saga import App, Inbox
+from saga.brokers.base import Channel
 from saga.cli import build
 from saga.errors import TopologyMismatch
-from tests.cli.topology import FOUND, Looking, serving
+from tests.cli.topology import FOUND, Looking, Order, serving
 
 GOLDEN: Final = Path(__file__).parent / "golden"
 CASES: Final = {
@@ -53,6 +55,19 @@ def test_a_broker_that_cannot_look_has_nothing_to_say() -> None:
         0,
         "nothing to say of saga.default.commands.stock\n",
     )
+
+
+def test_the_channels_of_an_app_are_what_it_sends_to_and_what_it_consumes(sqlite_url: str) -> None:
+    inbox = Inbox()
+
+    @inbox.consumer("orders")
+    async def record(event: Order, session: AsyncSession) -> None: ...
+
+    app = App(sqlite_url, inboxes=[inbox], topics=["bills"], broker="memory://")
+    assert app.channels() == [Channel("bills"), Channel("orders")]
+    assert serving(Looking()).channels() == [
+        Channel("saga.default.commands.stock", "saga.default.commands.stock.parked")
+    ]
 
 
 async def test_queues_that_are_tables_have_nothing_to_say(sqlite_url: str) -> None:
