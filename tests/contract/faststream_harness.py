@@ -33,7 +33,7 @@ class FastStreamHarness(RabbitMQHarness):
             delivery_limit=self.delivery_limit,
             queue_length_max=queue_length_max,
         )
-        theirs = RabbitBroker(link.url, logger=None)
+        theirs = RabbitBroker(link.url, logger=None, reconnect_interval=0.2)
         self._theirs.append(theirs)
         await theirs.start()
         broker = FastStreamBroker(theirs, options=options, spawner=self.spawner)

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Annotated, Any
 
 import pytest
-from faststream import Context, Depends, FastStream, Logger, StreamMessage
+from faststream import Context, Depends, FastStream, StreamMessage
 from faststream.kafka import KafkaBroker
 from faststream.rabbit import RabbitBroker
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -79,12 +79,10 @@ async def test_a_handler_gets_its_own_from_the_command_and_the_rest_from_faststr
         order: Order,
         session: AsyncSession,
         ctx: ActivityContext,
-        logger: Logger,
         rates: Annotated[Rates, Depends(rates)],
         service: FastStream = Context("app"),
     ) -> str:
         """What it does."""
-        logger.info("pays")
         seen.append((session.is_active, ctx.step, rates.in_use, service))
         return order.id
 

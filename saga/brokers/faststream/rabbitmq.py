@@ -9,7 +9,12 @@ from typing import Any, NamedTuple
 
 from aio_pika import DeliveryMode, Message, RobustConnection
 from aio_pika.abc import AbstractRobustChannel
-from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed, DeliveryError
+from aio_pika.exceptions import (
+    ChannelInvalidStateError,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+    DeliveryError,
+)
 from faststream import AckPolicy, Context, StreamMessage
 from faststream.rabbit import Channel as Prefetch
 from faststream.rabbit import RabbitBroker, RabbitQueue
@@ -86,7 +91,7 @@ class RabbitMQSide:
             ) from None
         except ChannelPreconditionFailed as error:
             raise TopologyMismatch(
-                f"queue {name}: {error.reason}; delete it if it is empty, or change the setting back"
+                f"queue {name}: {error}; delete it if it is empty, or change the setting back"
             ) from None
 
     async def send(self, message: OutMessage) -> PublishOutcome:
@@ -144,7 +149,10 @@ class RabbitMQSide:
         ]
 
     def lost(self, message: StreamMessage[Any]) -> bool:
-        return bool(message.raw_message.channel.is_closed)
+        try:
+            return bool(message.raw_message.channel.is_closed)
+        except ChannelInvalidStateError:
+            return True
 
     async def cease(self, subscriber: Any) -> None:
         # not by FastStream's stop, which first waits for what is under way, and drops unacked what comes meanwhile
