@@ -16,7 +16,9 @@ from tests.proxy import Proxy
 
 
 class FastStreamHarness(RabbitMQHarness):
-    """As that of our own adapter, whose queues these are."""
+    """As that of our own adapter, whose queues these are, with more time to publish: each is a task of its own."""
+
+    publish_seconds_max = 10.0
 
     def __init__(self, server: RabbitMq) -> None:
         super().__init__(server)

@@ -49,11 +49,13 @@ class KafkaSide:
             )
         self._broker = broker
         self.options: KafkaOptions = options or KafkaOptions()
+        self.capabilities: Capabilities = replace(
+            KAFKA,
+            name="faststream-kafka",
+            ordered_per_key=False,
+            body_bytes_max=self.options.message_bytes_max,
+        )
         self._subscribers: dict[str, Any] = {}
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return replace(KAFKA, name="faststream-kafka", body_bytes_max=self.options.message_bytes_max)
 
     async def open(self) -> None:
         await self._broker.connect()

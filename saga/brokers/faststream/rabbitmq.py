@@ -48,16 +48,13 @@ class RabbitMQSide:
     def __init__(self, broker: RabbitBroker, options: RabbitMQOptions | None = None) -> None:
         self._broker = broker
         self.options: RabbitMQOptions = options or RabbitMQOptions()
+        ours = RabbitMQBroker("amqp://localhost/", options=self.options).capabilities
+        # each publish is a task of its own
+        self.capabilities: Capabilities = replace(ours, name="faststream-rabbitmq", ordered_per_key=False)
         self._connection: RobustConnection | None = None
         self._publishing: AbstractRobustChannel | None = None
         self._subscriptions = 0
         self._own: dict[Any, _Own] = {}
-
-    @property
-    def capabilities(self) -> Capabilities:
-        ours = RabbitMQBroker("amqp://localhost/", options=self.options).capabilities
-        # one task a publish
-        return replace(ours, name="faststream-rabbitmq", ordered_per_key=False)
 
     async def open(self) -> None:
         self._connection = await self._broker.connect()
