@@ -242,8 +242,10 @@ async def test_many_sagas_go_through_it(app: App, service: Service) -> None:
     assert await service.stop() == 0
 
 
-async def test_an_app_that_stops_lets_running_activities_finish(database: str, broker_url: str) -> None:
-    """In this process, and beside a broker of FastStream's that runs already."""
+async def test_an_app_that_stops_lets_running_activities_finish_and_can_start_again(
+    database: str, broker_url: str
+) -> None:
+    """In this process, and beside a broker of FastStream's that runs already and goes on."""
     stream: Any = (
         KafkaBroker(broker_url.removeprefix("kafka://"), enable_idempotence=True)
         if broker_url.startswith("kafka")
@@ -277,6 +279,9 @@ async def test_an_app_that_stops_lets_running_activities_finish(database: str, b
             await stopping
         assert await handle.result(timeout=PATIENCE) == 7
         assert stream.running
+        await there.start(coordinator=False, participants=True)
+        assert await app.client.execute(patience, 8, timeout=PATIENCE) == 8
+        await there.stop()
     await spawner.close()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
 from typing import Any, Final
 
@@ -16,9 +16,11 @@ from faststream import StreamMessage
 
 from saga.brokers.base import Delivery
 from saga.brokers.faststream.side import Side
+from saga.clock import Spawner
 
 log: Final[logging.Logger] = logging.getLogger("saga.faststream")
 
+STOP_SECONDS_MAX: Final = 1.0
 CLOSE_SECONDS_MAX: Final = 8.0
 
 
@@ -34,7 +36,8 @@ class End(Enum):
 class Held:
     """A message that is not acked yet: its deliveries, each settled once, and how it ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, message: StreamMessage[Any]) -> None:
+        self.message: StreamMessage[Any] = message
         self.end: asyncio.Future[End] = asyncio.get_running_loop().create_future()
         self.unsettled: set[Delivery] = set()
         self._again = False
@@ -57,16 +60,23 @@ class FastStreamConsumer:
     """A subscription to one channel."""
 
     def __init__(
-        self, channel: str, side: Side, *, prefetch: int, forget: Callable[[FastStreamConsumer], None]
+        self,
+        channel: str,
+        side: Side,
+        *,
+        prefetch: int,
+        spawner: Spawner,
+        forget: Callable[[FastStreamConsumer], None],
     ) -> None:
         self.channel = channel
         self._side = side
+        self._spawner = spawner
         self._forget = forget
         self._buffer: list[Delivery] = []
         self._held: dict[Held, None] = {}
         self._there = asyncio.Event()
         self._stopped = False
-        self._closing: asyncio.Event = asyncio.Event()
+        self._closed = False
         self._subscriber: Any = side.subscribe(channel, prefetch, self._take)
 
     async def open(self) -> None:
@@ -75,14 +85,14 @@ class FastStreamConsumer:
 
     async def _take(self, message: StreamMessage[Any]) -> None:
         """What FastStream calls for each message."""
-        held = Held()
+        held = Held(message)
         deliveries = self._side.deliveries(self.channel, message, held)
         held.unsettled.update(deliveries)
         self._held[held] = None
         if not self._stopped:
             self._buffer += deliveries
             self._there.set()
-        elif self._closing.is_set():
+        elif self._closed:
             held.leave()
         try:
             await _finish(message, await held.end)
@@ -93,13 +103,23 @@ class FastStreamConsumer:
     # --- the port
 
     async def receive(self) -> Sequence[Delivery]:
-        while not self._buffer:
+        while True:
+            # taken without an await after the wait, so a cancelled receive has taken nothing
+            fetched, self._buffer = self._buffer, []
+            if batch := [delivery for delivery in fetched if not self._is_lost(delivery)]:
+                return batch
             if self._stopped:
                 return ()
             self._there.clear()
             await self._there.wait()
-        batch, self._buffer = self._buffer, []
-        return batch
+
+    def _is_lost(self, delivery: Delivery) -> bool:
+        """RMQ-13: what was fetched from a channel that has gone comes again from another."""
+        held = delivery.token
+        assert isinstance(held, Held)
+        if lost := self._side.lost(held.message):
+            held.leave()
+        return lost
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         self._settle(deliveries, again=False)
@@ -113,23 +133,30 @@ class FastStreamConsumer:
                 delivery.token.settle(delivery, again=again)
 
     async def stop(self) -> None:
-        # FastStream's subscriber goes on until `close`: its stop would cut off what is still to be acked
+        if self._stopped:
+            return
         self._stopped = True
         self._there.set()
+        # bounded: the app has its own time for what is under way
+        ceasing = self._spawner.spawn(self._quietly(self._side.cease), name="saga-faststream-stop")
+        await asyncio.wait({ceasing}, timeout=STOP_SECONDS_MAX)
 
     async def close(self) -> None:
         await self.stop()
-        self._closing.set()
+        self._closed = True
+        self._buffer.clear()
         for held in list(self._held):
             held.leave()
+        await self._quietly(self._side.unsubscribe)
+        self._forget(self)
+
+    async def _quietly(self, end: Callable[[Any], Awaitable[None]]) -> None:
+        """End it. What a driver says of a connection that has gone is no news: that has given everything back."""
         try:
             async with asyncio.timeout(CLOSE_SECONDS_MAX):
-                await self._side.unsubscribe(self._subscriber)
-        except (
-            Exception
-        ) as error:  # a driver's, about a connection that has gone: it has given everything back
+                await end(self._subscriber)
+        except Exception as error:
             log.info("the subscription to %s ended with %s", self.channel, type(error).__name__)
-        self._forget(self)
 
 
 async def _finish(message: StreamMessage[Any], end: End) -> None:

@@ -40,7 +40,7 @@ NO_POLL_LIMIT_MS: Final = 7 * 86400 * 1000
 class KafkaSide:
     """The side of a `faststream.kafka.KafkaBroker`."""
 
-    def __init__(self, broker: KafkaBroker) -> None:
+    def __init__(self, broker: KafkaBroker, options: KafkaOptions | None = None) -> None:
         given = broker._connection_kwargs  # FastStream has no public word on it; a test pins the name
         if given.get("acks") not in ("all", -1) and not given.get("enable_idempotence"):
             raise ConfigurationError(
@@ -48,12 +48,14 @@ class KafkaSide:
                 "give KafkaBroker(..., enable_idempotence=True) or acks='all'."
             )
         self._broker = broker
-        self._options = KafkaOptions()
+        self.options: KafkaOptions = options or KafkaOptions()
+        self.capabilities: Capabilities = replace(
+            KAFKA,
+            name="faststream-kafka",
+            ordered_per_key=False,
+            body_bytes_max=self.options.message_bytes_max,
+        )
         self._subscribers: dict[str, Any] = {}
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return replace(KAFKA, name="faststream-kafka")
 
     async def open(self) -> None:
         await self._broker.connect()
@@ -74,9 +76,9 @@ class KafkaSide:
             [
                 NewTopic(
                     topic,
-                    self._options.partitions,
+                    self.options.partitions,
                     copies,
-                    topic_configs=settings(channel, copies, self._options),
+                    topic_configs=settings(channel, copies, self.options),
                 )
                 for topic, channel in missing.items()
             ]
@@ -120,7 +122,7 @@ class KafkaSide:
         return PublishOutcome.CONFIRMED
 
     def subscribe(self, channel: str, prefetch: int, take: Take) -> Any:
-        session_ms = int(self._options.session_seconds * 1000)
+        session_ms = int(self.options.session_seconds * 1000)
         topic = topic_of(channel)
         subscriber = self._broker.subscriber(
             Topic(topic, declare=False),
@@ -131,9 +133,9 @@ class KafkaSide:
             auto_offset_reset="earliest",
             session_timeout_ms=session_ms,
             rebalance_timeout_ms=session_ms,
-            heartbeat_interval_ms=int(self._options.heartbeat_seconds * 1000),
+            heartbeat_interval_ms=int(self.options.heartbeat_seconds * 1000),
             max_poll_interval_ms=NO_POLL_LIMIT_MS,
-            max_partition_fetch_bytes=self._options.record_bytes_max,
+            max_partition_fetch_bytes=self.options.record_bytes_max,
             ack_policy=AckPolicy.MANUAL,
             decoder=_raw,
             no_reply=True,
@@ -149,6 +151,13 @@ class KafkaSide:
 
     def deliveries(self, channel: str, message: StreamMessage[Any], token: object) -> Sequence[Delivery]:
         return [delivery_of(channel, record, token) for record in message.raw_message]
+
+    def lost(self, message: StreamMessage[Any]) -> bool:
+        return False  # a log gives a message again to whoever has its partition, whether or not it is at work here
+
+    async def cease(self, subscriber: Any) -> None:
+        if (consumer := subscriber.consumer) is not None:
+            consumer.pause(*consumer.assignment())
 
     async def unsubscribe(self, subscriber: Any) -> None:
         self._subscribers = {name: each for name, each in self._subscribers.items() if each is not subscriber}

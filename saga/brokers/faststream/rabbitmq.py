@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from aio_pika import DeliveryMode, Message, RobustConnection
-from aio_pika.abc import AbstractChannel
-from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed, DeliveryError
+from aio_pika.abc import AbstractRobustChannel
+from aio_pika.exceptions import (
+    ChannelInvalidStateError,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+    DeliveryError,
+)
 from faststream import AckPolicy, Context, StreamMessage
 from faststream.rabbit import Channel as Prefetch
 from faststream.rabbit import RabbitBroker, RabbitQueue
@@ -30,22 +35,26 @@ from saga.brokers.rabbitmq.topology import arguments
 from saga.errors import BrokerUnavailable, TopologyMismatch
 
 
+class _Own(NamedTuple):
+    """By what FastStream finds the queue and the channel of a subscription."""
+
+    queue: RabbitQueue
+    channel: Prefetch
+
+
 class RabbitMQSide:
     """The side of a `faststream.rabbit.RabbitBroker`."""
 
-    def __init__(self, broker: RabbitBroker) -> None:
+    def __init__(self, broker: RabbitBroker, options: RabbitMQOptions | None = None) -> None:
         self._broker = broker
-        self._options = RabbitMQOptions()
+        self.options: RabbitMQOptions = options or RabbitMQOptions()
+        ours = RabbitMQBroker("amqp://localhost/", options=self.options).capabilities
+        # each publish is a task of its own
+        self.capabilities: Capabilities = replace(ours, name="faststream-rabbitmq", ordered_per_key=False)
         self._connection: RobustConnection | None = None
-        self._publishing: AbstractChannel | None = None
-        self._channels: dict[Any, Prefetch] = {}
-        """Of each subscriber, by which its channel is found."""
-
-    @property
-    def capabilities(self) -> Capabilities:
-        ours = RabbitMQBroker("amqp://localhost/").capabilities
-        # one task a publish
-        return replace(ours, name="faststream-rabbitmq", ordered_per_key=False)
+        self._publishing: AbstractRobustChannel | None = None
+        self._subscriptions = 0
+        self._own: dict[Any, _Own] = {}
 
     async def open(self) -> None:
         self._connection = await self._broker.connect()
@@ -56,7 +65,7 @@ class RabbitMQSide:
         for channel in channels:
             async with self._asking(channel.name) as asked:
                 await asked.declare_queue(
-                    channel.name, durable=True, arguments=arguments(channel, self._options), robust=False
+                    channel.name, durable=True, arguments=arguments(channel, self.options), robust=False
                 )
 
     async def status(self, channel: str) -> ChannelStatus:
@@ -79,7 +88,7 @@ class RabbitMQSide:
             ) from None
         except ChannelPreconditionFailed as error:
             raise TopologyMismatch(
-                f"queue {name}: {error.reason}; delete it if it is empty, or change the setting back"
+                f"queue {name}: {error}; delete it if it is empty, or change the setting back"
             ) from None
 
     async def send(self, message: OutMessage) -> PublishOutcome:
@@ -91,6 +100,7 @@ class RabbitMQSide:
             headers=dict(message.headers),
             delivery_mode=DeliveryMode.PERSISTENT,
         )
+        await self._publishing.ready()  # over a connection that is coming back
         try:
             answer = await self._publishing.default_exchange.publish(sent, message.channel, mandatory=True)
         except DeliveryError:
@@ -99,15 +109,20 @@ class RabbitMQSide:
 
     def subscribe(self, channel: str, prefetch: int, take: Take) -> Any:
         own = Prefetch(prefetch_count=prefetch)
+        self._subscriptions += 1
+        # FastStream keeps each queue, by its name and arguments, with the channel of whoever asked first; a passive
+        # declare ignores arguments, so a number among them gives every subscription a channel of its own
+        number: Any = {"x-saga-subscription": self._subscriptions}
+        queue = RabbitQueue(channel, declare=False, arguments=number)
         subscriber = self._broker.subscriber(
-            RabbitQueue(channel, declare=False),
+            queue,
             channel=own,
             ack_policy=AckPolicy.MANUAL,
             decoder=_raw,
             no_reply=True,
             include_in_schema=False,
         )
-        self._channels[subscriber] = own
+        self._own[subscriber] = _Own(queue, own)
 
         async def saga_commands(body: Any, message: StreamMessage[Any] = Context()) -> None:
             await take(message)
@@ -130,11 +145,28 @@ class RabbitMQSide:
             )
         ]
 
+    def lost(self, message: StreamMessage[Any]) -> bool:
+        try:
+            return bool(message.raw_message.channel.is_closed)
+        except ChannelInvalidStateError:
+            return True
+
+    async def cease(self, subscriber: Any) -> None:
+        # not by FastStream's stop, which first waits for what is under way, and drops unacked what comes meanwhile
+        own = self._own[subscriber]
+        channel = await self._channel(own)
+        queue = await self._broker.config.declarer.declare_queue(own.queue, channel=own.channel)
+        for tag in tuple((await channel.get_underlay_channel()).consumers):
+            await queue.cancel(tag)
+
     async def unsubscribe(self, subscriber: Any) -> None:
-        own = self._channels.pop(subscriber)
+        own = self._own.pop(subscriber)
         await subscriber.stop()
         # what it had prefetched goes back with its channel
-        await (await self._broker.config.channel_manager.get_channel(own)).close()
+        await (await self._channel(own)).close()
+
+    async def _channel(self, own: _Own) -> Any:
+        return await self._broker.config.channel_manager.get_channel(own.channel)
 
     async def close(self) -> None:
         publishing, self._publishing, self._connection = self._publishing, None, None

@@ -12,8 +12,22 @@ from saga.brokers.base import Capabilities, Channel, ChannelStatus, Delivery, Ou
 Take = Callable[[StreamMessage[Any]], Awaitable[None]]
 
 
+class Options(Protocol):
+    """What is read of the options of either adapter."""
+
+    @property
+    def publish_seconds_max(self) -> float:
+        """After this a publish without an answer is UNKNOWN."""
+        ...
+
+
 class Side(Protocol):
     """RabbitMQ or Kafka, as FastStream has it."""
+
+    @property
+    def options(self) -> Options:
+        """Those of our own adapter."""
+        ...
 
     @property
     def capabilities(self) -> Capabilities:
@@ -42,6 +56,14 @@ class Side(Protocol):
 
     def deliveries(self, channel: str, message: StreamMessage[Any], token: object) -> Sequence[Delivery]:
         """Return what came in one message of FastStream's: several records, where it gives them as a batch."""
+        ...
+
+    def lost(self, message: StreamMessage[Any]) -> bool:
+        """Whether the message has gone back with its connection, so that settling it means nothing."""
+        ...
+
+    async def cease(self, subscriber: Any) -> None:
+        """Let a subscriber take no more; what it has taken can still be acked."""
         ...
 
     async def unsubscribe(self, subscriber: Any) -> None:
