@@ -60,6 +60,7 @@ DUE: Final[dict[str, tuple[str, ...]]] = {
     "F-06": EVERYWHERE,
     "F-07": STACKS,
     "F-09": EVERYWHERE,
+    "F-11": STACKS,  # partitions, other stores for the archive and erasing by attribute are not there yet
     # Brokers and databases
     "G-01": (SQLITE,),  # the in-process broker itself
     "G-02": DATABASE_ONLY,  # the database broker itself
