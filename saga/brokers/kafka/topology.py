@@ -91,7 +91,7 @@ class Topology:
         return await self._listed(list(channels))
 
     def _settings(self, channel: Channel, copies: int) -> dict[str, str]:
-        kept = -1 if channel.parking is None else int(self._options.retention_seconds * 1000)
+        kept = -1 if channel.parking is None else max(int(self._options.retention_seconds * 1000), -1)
         settings = {
             "cleanup.policy": "delete",
             "retention.ms": str(kept),
