@@ -67,6 +67,7 @@ DUE: Final[dict[str, tuple[str, ...]]] = {
         *DATABASE_ONLY,
     ),  # a broker in the process dies with its consumer
     "F-09": EVERYWHERE,
+    "F-11": STACKS,  # partitions, other stores for the archive and erasing by attribute are not there yet
     # Brokers and databases
     "G-01": (SQLITE,),  # the in-process broker itself
     "G-02": (*DATABASE_ONLY, MARIADB),  # the database broker itself

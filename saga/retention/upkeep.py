@@ -24,7 +24,8 @@ FIRST_SECONDS: Final = 60.0
 LEASE_SECONDS: Final = 3_300.0
 RENEW_SECONDS: Final = 300.0
 """While a pass lasts, the lease is renewed so often."""
-STOP_SECONDS: Final = 10.0
+STOP_SECONDS: Final = 2.0
+"""What a batch gets to end when the process stops. What is cut off then is found again, or archived once more."""
 
 
 class Upkeep:
@@ -60,12 +61,13 @@ class Upkeep:
         self._task = self._spawner.spawn(self._run(), name=f"saga-upkeep-{self._name}")
 
     async def stop(self) -> None:
-        """End, after the batch that is under way."""
+        """End, after the batch that is under way if that takes no longer than 2 s. Idempotent."""
         self._stopping = True
         if self._task is None:
             return
-        if self._sleeping:
-            self._task.cancel()
+        if not self._sleeping:
+            await asyncio.wait({self._task}, timeout=STOP_SECONDS)
+        self._task.cancel()
         await asyncio.wait({self._task}, timeout=STOP_SECONDS)
 
     async def _run(self) -> None:

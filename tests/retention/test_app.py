@@ -14,7 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from typer.testing import CliRunner
 
-from saga import App, DefinitionError, FileArchive, Participant, Saga
+from saga import App, DefinitionError, Description, FileArchive, Participant, Saga
 from saga.brokers.kafka import KafkaBroker
 from saga.brokers.kafka.options import KafkaOptions
 from saga.brokers.memory import MEMORY
@@ -119,6 +119,29 @@ async def test_a_process_learns_at_its_start_how_far_decisions_were_purged(url: 
         horizon = service._commands._horizon
         assert horizon is not None
         assert horizon.is_behind(handle.run_id)
+
+
+async def test_a_run_that_is_open_at_that_age_needs_attention_and_never_counts_as_undone(url: str) -> None:
+    """Its step is in doubt, and nobody can tell any more whether there is something to undo."""
+    clock = VirtualClock(ticking=True)
+    async with App(url, sagas=[purchase], clock=clock) as app:
+        handle = await app.client.start(purchase, Order(), id="left alone")
+    clock.jump(100 * DAY.total_seconds())
+    async with App(url, sagas=[purchase], participants=[bank], clock=clock) as app, asyncio.timeout(60):
+        while not (seen := await handle_of(app, handle.id)).incidents:
+            clock.jump(30.0)
+            await asyncio.sleep(0.02)
+    assert (seen.status, seen.incidents) == (
+        "needs_attention",
+        (("compensation_failed", "withdraw", "too_old"),),
+    )
+    assert await scalar(url, "SELECT count(*) FROM saga_barrier") == 0
+    assert await scalar(url, "SELECT count(DISTINCT reason) FROM saga_parked WHERE reason = 'too_old'") == 1
+
+
+async def handle_of(app: App, id: str) -> Description:
+    found = await app.client.look_up(id)
+    return await app.client.describe_run(found)
 
 
 async def test_an_app_that_does_not_run_purges_nothing(url: str) -> None:

@@ -202,6 +202,23 @@ async def test_stopping_waits_for_the_batch_and_not_for_the_pass(bench: Bench) -
     assert pages.deleted <= begun + 1
 
 
+async def test_a_batch_that_does_not_end_is_left(bench: Bench) -> None:
+    """It is found again: nothing of it was told to anybody."""
+    reached = asyncio.Event()
+
+    class Hanging(Pages):
+        async def delete(self, keys: Sequence[Any]) -> int:
+            reached.set()
+            return int(await asyncio.get_running_loop().create_future())
+
+    upkeep = bench.upkeep(Hanging())
+    upkeep.start()
+    await bench.pass_time(2 * FIRST_SECONDS)
+    await reached.wait()
+    async with asyncio.timeout(60):
+        await upkeep.stop()
+
+
 async def test_stopping_while_nothing_is_due_takes_no_time(bench: Bench) -> None:
     upkeep = bench.upkeep(Pages())
     upkeep.start()

@@ -18,7 +18,7 @@ class KafkaOptions:
     """Copies of each topic; None is 3, or as many as there are brokers. A topic with fewer than a number given here is
     a mismatch. One copy is what a cluster of one broker has: good for development, gone with its disk."""
     retention_seconds: float = 14 * 86400.0
-    """What is older is deleted by the broker, finished or not; a parking topic keeps everything."""
+    """What is older is deleted by the broker, finished or not; -1 keeps it for ever, as a parking topic does."""
     delivery_limit: int = 100
     """Times that this process hands a message out before it is parked. Counted in memory: a log keeps no count."""
     retry_seconds: float = 0.1

@@ -54,7 +54,7 @@ def settings(channel: Channel, copies: int, options: KafkaOptions) -> dict[str, 
 
 def kept(channel: Channel, options: KafkaOptions) -> int:
     """Return for how many milliseconds a channel's messages are kept; -1 is for ever."""
-    return -1 if channel.parking is None else int(options.retention_seconds * 1000)
+    return -1 if channel.parking is None else max(int(options.retention_seconds * 1000), -1)
 
 
 class Topology:
