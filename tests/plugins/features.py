@@ -5,7 +5,7 @@ form, by which factor it shrinks counts and durations (`scale=0.1`). The stack a
 fixture `stack`, or `@pytest.mark.stack("sqlite")`; `stack("pure")` says that no stack is touched. A test that injects
 faults takes the fixture `faults`, declares them and reports each one that fired.
 
-As a program, `python -m tests.plugins.features [--check] [build/features.json]` prints the table of the due rows.
+As a program, `python -m tests.plugins.features [--check] [build/features.json ...]` prints the table of the due rows.
 """
 
 from __future__ import annotations
@@ -270,17 +270,38 @@ def table(reports: Mapping[str, RowReport]) -> tuple[list[str], int]:
     return lines, open_rows
 
 
+def together(runs: Sequence[Mapping[str, RowReport]]) -> dict[str, RowReport]:
+    """Return what several runs, each of other tests, have proved of each row."""
+    rows = sorted({row for run in runs for row in run})
+    return {row: _sum(row, [run[row] for run in runs if row in run]) for row in rows}
+
+
+def _sum(row: str, reports: Sequence[RowReport]) -> RowReport:
+    checked = [report for report in reports if report["scale"]]
+    stacks = {stack for report in reports for stack in report["stacks"]}
+    return {
+        "passed": sum(report["passed"] for report in reports),
+        "failed": sum(report["failed"] for report in reports),
+        "skipped": sum(report["skipped"] for report in reports),
+        "acceptance": bool(checked) and all(report["acceptance"] for report in checked),
+        "scale": min((report["scale"] for report in checked), default=0.0),
+        "stacks": sorted(_spread(row, stacks)),
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.plugins.features")
-    parser.add_argument("path", nargs="?", type=Path, default=Path("build/features.json"))
+    parser.add_argument("paths", nargs="*", type=Path, default=[Path("build/features.json")])
     parser.add_argument("--check", action="store_true", help="exit with 1 when a due row is open")
     options = parser.parse_args(arguments)
-    try:
-        reports: dict[str, RowReport] = json.loads(options.path.read_text())
-    except FileNotFoundError:
-        print(f"features: {options.path} does not exist; `make features` writes it", file=sys.stderr)
-        return 2
-    lines, open_rows = table(reports)
+    runs: list[dict[str, RowReport]] = []
+    for path in options.paths:
+        try:
+            runs.append(json.loads(path.read_text()))
+        except FileNotFoundError:
+            print(f"features: {path} does not exist; `make features` writes it", file=sys.stderr)
+            return 2
+    lines, open_rows = table(together(runs))
     print("\n".join(lines))
     return 1 if options.check and open_rows else 0
 

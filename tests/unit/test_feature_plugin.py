@@ -10,7 +10,7 @@ import pytest
 
 from tests.features_due import DATABASE_ONLY, DUE, MARIADB, POSTGRES_KAFKA, PURE, STACKS
 from tests.plugins import features
-from tests.plugins.features import RowReport, main, open_reason, table
+from tests.plugins.features import RowReport, main, open_reason, table, together
 
 pytestmark = pytest.mark.usefixtures("project")
 
@@ -196,6 +196,19 @@ def test_the_table_counts_rows_without_any_test_as_open() -> None:
     lines, open_rows = table({"T-01": report_of()})
     assert open_rows == len(DUE) - 1
     assert any(line.startswith("T-01") and line.endswith("proved") for line in lines)
+
+
+def test_two_runs_of_different_tests_prove_a_row_together() -> None:
+    """A run without an acceptance check of the row (scale 0) takes nothing away; one that failed does."""
+    one = report_of(stacks=["sqlite"], scale=1.0)
+    other = report_of(stacks=["postgres-rabbitmq"])
+    none = report_of(acceptance=False, stacks=[], scale=0.0)
+    whole = together([{"T-01": one}, {"T-01": other, "T-02": none}, {"T-01": none}])
+    assert whole["T-01"] == report_of(passed=6)
+    assert open_reason("T-01", whole["T-01"]) is None
+    assert not whole["T-02"]["acceptance"]
+    failed = report_of(failed=1, acceptance=False)
+    assert open_reason("T-01", together([{"T-01": one}, {"T-01": failed}])["T-01"]) == "1 failed"
 
 
 def test_check_fails_while_a_due_row_is_open(
