@@ -25,6 +25,8 @@ from tests.stacks import broker_of
 
 ROOT: Final = Path(__file__).parents[2]
 SECONDS_MAX: Final = 120.0
+LOAD_SECONDS_MAX: Final = 300.0
+"""Of all kills together: each waits for a worker that starts, on a machine that has other things to do."""
 KILLS: Final = 20
 ORDERS_MIN: Final = 1_000
 BUYERS: Final = 6
@@ -136,7 +138,7 @@ async def test_workers_that_are_killed_leave_each_order_with_one_closed_saga(sho
                 if answer is not None and answer.status_code == 201:
                     taken.append(str(order["id"]))
 
-        async with asyncio.timeout(SECONDS_MAX), asyncio.TaskGroup() as buyers:
+        async with asyncio.timeout(LOAD_SECONDS_MAX), asyncio.TaskGroup() as buyers:
             for _ in range(BUYERS):
                 buyers.create_task(buy())
             while killed < KILLS:
