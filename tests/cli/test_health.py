@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from saga.app import Health
+from saga.running import Health
 from saga.cli import health
 from saga.clock import SystemClock
 
