@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from benchmarks import bars, mariadb_stack, postgres_stack, results, sqlite_stack
+from benchmarks import bars, costs, mariadb_stack, postgres_stack, results, sqlite_stack
 from benchmarks.cell import Contender, Side, Timing, alternate
 from benchmarks.profiling import HOW
 from benchmarks.results import Result
@@ -32,7 +32,6 @@ STACKS: Final[dict[str, Callable[[], AbstractAsyncContextManager[Stack]]]] = {
     "mariadb-rabbitmq": partial(mariadb_stack.start, broker="rabbitmq"),
     "sqlite": sqlite_stack.start,
 }
-LATEST: Final = Path(__file__).parent / "results" / "latest.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +164,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--only", action="append", default=[], metavar="PART", help="part of transfer/stateless/500"
     )
-    parser.add_argument("--output", type=Path, default=LATEST, help="where the JSON lines go")
+    parser.add_argument("--output", type=Path, help="where the JSON lines go, else results/STACK.jsonl")
     verbs = parser.add_subparsers(dest="verb")
+    verbs.add_parser("costs", help="what the stacks cost beside each other: the table of docs/stacks.md")
     verb = verbs.add_parser("profile", help="where the time of one process goes")
     verb.add_argument("--process", choices=ROLES, default="coordinator")
     verb.add_argument("--how", choices=HOW, default="calls")
@@ -177,6 +177,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb.add_argument("--seconds", type=float, default=4.0)
     verb.add_argument("--top", type=int, default=25)
     options = parser.parse_args(arguments)
+    if options.verb == "costs":
+        print(costs.table(costs.read()), end="")
+        return 0
+    options.output = options.output or costs.RESULTS / f"{options.stack}.jsonl"
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         return asyncio.run(profile(options) if options.verb == "profile" else measure(options))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from saga.running import Health
 from saga.cli import health
 from saga.clock import SystemClock
+from saga.running import Health
 
 pytestmark = pytest.mark.stack("sqlite")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import costs
 from saga.engine.effects import IncidentKind
 from tests.plugins.canary import python_path
 
@@ -45,6 +46,11 @@ def test_the_examples_of_the_page_about_faststream_run(rabbitmq_url: str, tmp_pa
     told = run(tmp_path, "pay.py", BROKER_URL=rabbitmq_url, SAGA_NAMESPACE=f"page-{secrets.token_hex(4)}")
     logged = re.compile(r"\d{4}-\d\d-\d\d ")  # FastStream's own
     assert "".join(line for line in told.splitlines(keepends=True) if not logged.match(line)) == said
+
+
+def test_what_stacks_cost_is_what_was_measured() -> None:
+    """`python -m benchmarks costs` prints the table from the results that are kept."""
+    assert costs.table(costs.read()) in (ROOT / "docs" / "stacks.md").read_text()
 
 
 def test_every_kind_of_incident_stands_in_the_table_with_what_to_do() -> None:
