@@ -40,6 +40,7 @@ DUE: Final[dict[str, tuple[str, ...]]] = {
     "D-03": STACKS,
     "D-04": STACKS,
     "D-05": STACKS,
+    "D-09": STACKS,  # on the loop, in a thread, in a batch; processes are not there yet
     "D-10": STACKS,
     "D-11": (*STACKS, *DATABASE_ONLY),
     "D-16": STACKS,
@@ -82,6 +83,7 @@ DUE: Final[dict[str, tuple[str, ...]]] = {
     # Using it
     "I-01": STACKS,
     "I-02": (POSTGRES_RABBITMQ,),  # workers of a web server share a database and a broker
+    "I-04": (POSTGRES_RABBITMQ,),  # a web server with several workers
     "I-05": (POSTGRES_RABBITMQ, POSTGRES_KAFKA),  # the brokers that FastStream shares with us
     "I-06": (SQLITE,),  # an environment owns its time, so its database is SQLite on every stack
     "I-07": PURE,  # programs that type checkers refuse
