@@ -39,11 +39,11 @@ SERVERS: Final = {
     MARIADB_RABBITMQ: "mariadb_server",
 }
 """Stack to the fixture that gives its database's server."""
-_EVERY: Final = bool(os.environ.get("SAGA_TEST_EVERY_SERVER"))
-REPEATED: Final = (MYSQL,) if _EVERY else ()
+EVERY_SERVER: Final = bool(os.environ.get("SAGA_TEST_EVERY_SERVER"))
+REPEATED: Final = (MYSQL,) if EVERY_SERVER else ()
 """What MySQL would show once more after MariaDB: `make test-servers` and `make features` have it. Statements, errors
 and migrations run on both always (`tests/storage`)."""
-AGAIN: Final = (MARIADB_RABBITMQ,) if _EVERY else ()
+AGAIN: Final = (MARIADB_RABBITMQ,) if EVERY_SERVER else ()
 """The same for tests of whole services: what MariaDB with a broker would show once more after PostgreSQL."""
 
 every_stack: Final = pytest.mark.parametrize("stack", EVERYWHERE, indirect=True)

@@ -1,4 +1,4 @@
-"""Where the tests of the doors run: on every stack there is."""
+"""Where the tests of the doors run: on every stack there is, where all is asked for."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import pytest
 from saga import failpoints
 from saga.messages import commands_channel, replies_channel
 from tests.doors.place import Place
+from tests.features_due import EVERYWHERE, MARIADB
 from tests.outbox.upgraded import upgraded
-from tests.stacks import BROKERS, broker_of
+from tests.stacks import BROKERS, EVERY_SERVER, broker_of
 
 
-@pytest.fixture(params=BROKERS)
+@pytest.fixture(params=BROKERS if EVERY_SERVER else (*EVERYWHERE, MARIADB))
 def stack(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
