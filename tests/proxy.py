@@ -223,9 +223,11 @@ class Proxy:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # an aborted link is closed in the loop's next turn
 
     def _accept(self, reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
-        self._spawn(self._serve(reader, client))
+        # whenever it ends, also before its first step: a link left open would be found in another test
+        self._spawn(self._serve(reader, client)).add_done_callback(lambda _: _abort(client))
 
     async def _serve(self, client_reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
         if self._refusing:
@@ -336,10 +338,11 @@ class Proxy:
         self.fired[fault] += 1
         self._spawn(self._announce())
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _announce(self) -> None:
         async with self._changed:

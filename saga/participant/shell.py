@@ -119,6 +119,10 @@ class Shell:
         """How many threads have a message, from before its handler to after its COMMIT."""
         return self._threads.taken
 
+    def close_threads(self) -> None:
+        """End the threads that are free, and each of the others when what runs in it has returned. Idempotent."""
+        self._threads.close()
+
     async def start(self) -> None:
         """Declare the channels and begin to receive. Raises TopologyMismatch, BrokerUnavailable."""
         await self._broker.declare(self.channels)
@@ -155,7 +159,7 @@ class Shell:
             await asyncio.wait({draining}, timeout=FENCED_SECONDS)
             draining.cancel()
         self._watch.close()
-        self._threads.close()
+        self.close_threads()
         for consumer in self._consumers:
             await consumer.close()
         for task in self._receiving:

@@ -7,7 +7,7 @@ is given back in good order: as after SIGKILL.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -20,6 +20,7 @@ from saga.app import App
 from saga.brokers.base import Broker, Capabilities
 from saga.brokers.memory import MEMORY, MemoryBroker, MemoryQueues
 from saga.clock import Clock, TaskSpawner
+from saga.participant.shell import Shell
 from saga.storage.sqlalchemy.database import Database
 from saga.testing.compiled import compile_once
 from saga.testing.faults import Faults
@@ -154,6 +155,8 @@ class Process(App):
         self.alive = False
         for spawner in self._spawners:
             spawner.kill()
+        for service in self._services:
+            service.close_threads()
         if self._connection is not None:
             self._connection.sever()
 
@@ -165,8 +168,11 @@ class Process(App):
     @property
     def threads_taken(self) -> int:
         """How many threads have a command."""
-        services = [] if self._running is None else self._running.services
-        return sum(service.threads_taken for service in services)
+        return sum(service.threads_taken for service in self._services)
+
+    @property
+    def _services(self) -> Sequence[Shell]:
+        return () if self._running is None else self._running.services
 
     async def bury(self) -> None:
         """Wait until nothing of a killed process runs any more."""

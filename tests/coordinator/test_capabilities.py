@@ -94,7 +94,8 @@ def test_the_table_of_the_page_is_what_the_adapters_declare() -> None:
     page = (Path(__file__).parents[2] / "docs" / "brokers.md").read_text()
     begin, end = "<!-- capabilities: made from the code -->\n", "<!-- capabilities: end -->"
     assert page.partition(begin)[2].partition(end)[0] == adapters.capabilities()
-    explained = {line.split("`")[1] for line in page.partition(end)[2].splitlines() if line.startswith("| `")}
+    after = page.partition(end)[2].partition("\n## ")[0]
+    explained = {line.split("`")[1] for line in after.splitlines() if line.startswith("| `")}
     assert explained == {field.name for field in fields(Capabilities)} - {"name"}
 
 

@@ -40,6 +40,7 @@ from saga.storage.sqlalchemy.barrier import named_marks, statements
 from saga.storage.sqlalchemy.bells import RING
 from saga.storage.sqlalchemy.coordinator import SqlClientStore, SqlCoordinatorStore, statements_for
 from saga.storage.sqlalchemy.database import Database
+from saga.storage.sqlalchemy.inbox import InboxStatements
 from saga.storage.sqlalchemy.mysql_queue import MySQLQueueStatements
 from saga.storage.sqlalchemy.mysqllink import QuietCursor
 from saga.storage.sqlalchemy.operators import SqlOperatorStore
@@ -132,6 +133,7 @@ class Life:
         self.sql = statements_for(database, "default")
         self.queued = statements_for(database, "default", queued=True)
         self.barrier = statements(driven.dialect, "default", driven.clock)
+        self.inbox = InboxStatements(database, "default", self.barrier)
         postgresql = driven.dialect == "postgresql"
         kind = PostgreSQLQueueStatements if postgresql else MySQLQueueStatements
         self.queue: QueueStatements = kind(driven.clock, driven.ids, lambda: 4711, "default")
@@ -312,6 +314,11 @@ STEPS: dict[str, Callable[[Life], Awaitable[object]]] = {
     "insert_one taken": step(
         lambda life, c: life.barrier.insert_one(c, BarrierRow(key("one"), "refused", None))
     ),
+    "insert_one event": step(lambda life, c: life.inbox.insert_one(c, BarrierRow(key("one"), "done", None))),
+    "insert_one event again": step(
+        lambda life, c: life.inbox.insert_one(c, BarrierRow(key("one"), "done", None))
+    ),
+    "select events": step(lambda life, c: life.inbox.select(c, [key("one"), key("absent")])),
     "insert": step(lambda life, c: life.barrier.insert(c, DECISIONS[:2])),
     "insert taken": step(lambda life, c: life.barrier.insert(c, DECISIONS)),
     "insert bare": step(
