@@ -40,9 +40,11 @@ SERVERS: Final = {
 }
 """Stack to the fixture that gives its database's server."""
 EVERY_SERVER: Final = bool(os.environ.get("SAGA_TEST_EVERY_SERVER"))
-REPEATED: Final = (MYSQL,) if EVERY_SERVER else ()
-"""What MySQL would show once more after MariaDB: `make test-servers` and `make features` have it. Statements, errors
-and migrations run on both always (`tests/storage`)."""
+REPEATED: Final = (MARIADB, MYSQL) if EVERY_SERVER else ()
+"""What these would show once more after PostgreSQL: `make test-servers` and `make features` have it. On MariaDB
+statements, errors, migrations, the barrier and the database broker run always."""
+TWIN: Final = (MYSQL,) if EVERY_SERVER else ()
+"""What MySQL would show once more after MariaDB; statements, errors and migrations run on both always."""
 AGAIN: Final = (MARIADB_RABBITMQ,) if EVERY_SERVER else ()
 """The same for tests of whole services: what MariaDB with a broker would show once more after PostgreSQL."""
 

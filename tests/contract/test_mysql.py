@@ -14,12 +14,12 @@ from saga.testing.contract import BEHAVIOURS, run
 from tests.contract.database_harness import ServerHarness
 from tests.contract.test_brokers import DURABLE
 from tests.outbox.upgraded import upgrade
-from tests.stacks import REPEATED
+from tests.stacks import TWIN
 
 pytestmark = [pytest.mark.feature("G-07"), pytest.mark.feature("G-02", acceptance=True)]
 
 
-@pytest.fixture(scope="module", params=["mariadb", *REPEATED])
+@pytest.fixture(scope="module", params=["mariadb", *TWIN])
 def stack(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -20,7 +20,7 @@ from saga.storage.sqlalchemy.database import Database
 from tests.coordinator.harness import Stack
 from tests.features_due import POSTGRES_RABBITMQ
 from tests.plugins.canary import watch_of
-from tests.stacks import in_file
+from tests.stacks import REPEATED, in_file
 
 PREPARED = "saga-coordinator-tests"
 DATABASES = {"mariadb": "mariadb_database"}
@@ -75,7 +75,7 @@ def mariadb_database(request: pytest.FixtureRequest) -> Iterator[str]:
     server.drop_database(url)
 
 
-@pytest.fixture(params=["sqlite", "postgres-rabbitmq", "mariadb"])
+@pytest.fixture(params=["sqlite", "postgres-rabbitmq", *(each for each in REPEATED if each in DATABASES)])
 async def stack(request: pytest.FixtureRequest) -> AsyncIterator[Stack]:
     """What a test runs on. Where only SQL matters, `postgres-rabbitmq` is PostgreSQL with the in-process broker."""
     name = str(request.param)

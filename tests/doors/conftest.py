@@ -10,12 +10,12 @@ import pytest
 from saga import failpoints
 from saga.messages import commands_channel, replies_channel
 from tests.doors.place import Place
-from tests.features_due import EVERYWHERE, MARIADB
+from tests.features_due import EVERYWHERE
 from tests.outbox.upgraded import upgraded
 from tests.stacks import BROKERS, EVERY_SERVER, broker_of
 
 
-@pytest.fixture(params=BROKERS if EVERY_SERVER else (*EVERYWHERE, MARIADB))
+@pytest.fixture(params=BROKERS if EVERY_SERVER else EVERYWHERE)
 def stack(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -11,7 +11,7 @@ from tests.outbox.upgraded import upgraded
 from tests.stacks import REPEATED, broker_of
 
 
-@pytest.fixture(params=["sqlite", "postgres-rabbitmq", "mariadb", *REPEATED])
+@pytest.fixture(params=["sqlite", "postgres-rabbitmq", *REPEATED])
 def stack(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

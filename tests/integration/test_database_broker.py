@@ -27,7 +27,7 @@ from saga.storage.sqlalchemy.tables import outbox_delayed
 from tests.client.shop import Order, Place, Receipt, orders, purchase, shop
 from tests.outbox.upgraded import upgrade, upgraded
 from tests.proxy import ProxyFactory
-from tests.stacks import REPEATED
+from tests.stacks import TWIN
 
 pytestmark = pytest.mark.feature("G-02")
 
@@ -308,7 +308,7 @@ twice = Saga("twice", Order).step(work).step(work, name="again").returns(work.at
 
 
 @pytest.mark.feature("G-02", acceptance=True)
-@pytest.mark.parametrize("stack", ["postgres", "mariadb", *REPEATED])
+@pytest.mark.parametrize("stack", ["postgres", "mariadb", *TWIN])
 async def test_a_restart_of_the_database_under_load_is_recovered_from_without_a_restart_of_the_process(
     stack: str, request: pytest.FixtureRequest
 ) -> None:
@@ -328,7 +328,7 @@ async def test_a_restart_of_the_database_under_load_is_recovered_from_without_a_
     server.drop_database(url)
 
 
-@pytest.mark.parametrize("stack", ["postgres", "mariadb", *REPEATED])
+@pytest.mark.parametrize("stack", ["postgres", "mariadb", *TWIN])
 async def test_what_a_dead_process_held_is_given_to_others_long_before_its_claim_runs_out(
     stack: str, request: pytest.FixtureRequest, proxy: ProxyFactory
 ) -> None:

@@ -15,7 +15,7 @@ from saga.clock import SystemClock, SystemIds, TaskSpawner
 from saga.storage.sqlalchemy import schema
 from saga.storage.sqlalchemy.bells import POLL_SECONDS, PollBell
 from saga.storage.sqlalchemy.database import Database
-from tests.stacks import REPEATED
+from tests.stacks import TWIN
 
 pytestmark = pytest.mark.feature("G-02")
 
@@ -68,7 +68,7 @@ class Process:
         await self.spawner.close()
 
 
-@pytest.fixture(params=["mariadb", *REPEATED])
+@pytest.fixture(params=["mariadb", *TWIN])
 def stack(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -11,7 +11,7 @@ from sqlalchemy import func, insert, select, text
 from saga.storage.base import part_of
 from saga.storage.sqlalchemy import tables as t
 from tests.outbox.harness import NAMESPACE, ManualClock, Outbox, ScriptedBroker, ids
-from tests.stacks import REPEATED
+from tests.stacks import TWIN
 
 pytestmark = pytest.mark.feature("F-04")
 
@@ -37,7 +37,7 @@ async def deadlocks(outbox: Outbox) -> int:
     return int(await outbox.run(lambda connection: connection.execute(query).scalar_one()))
 
 
-@pytest.mark.parametrize("stack", ["postgres-rabbitmq", "mariadb", *REPEATED])  # SQLite has no row locks
+@pytest.mark.parametrize("stack", ["postgres-rabbitmq", "mariadb", *TWIN])  # SQLite has no row locks
 async def test_a_row_that_another_is_deleting_is_his(outbox: Outbox) -> None:
     """P34: it is skipped, not waited for; if he rolls back, it is there for the next."""
     rows = await outbox.add(b"1", b"2", b"3")

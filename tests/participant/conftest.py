@@ -10,7 +10,7 @@ from saga import failpoints
 from saga.clock import SystemClock, SystemIds, TaskSpawner
 from saga.storage.sqlalchemy.database import Database
 from tests.participant.harness import Rig, make_tables
-from tests.stacks import REPEATED
+from tests.stacks import TWIN
 
 URLS = {
     "sqlite": "sqlite_url",
@@ -21,7 +21,7 @@ URLS = {
 """Stack to the fixture that gives an empty database."""
 
 
-@pytest.fixture(params=["sqlite", "postgres-rabbitmq", "mariadb", *REPEATED])
+@pytest.fixture(params=["sqlite", "postgres-rabbitmq", "mariadb", *TWIN])
 def stack(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -13,7 +13,7 @@ from tests.retention.rows import Rows
 from tests.stacks import REPEATED
 
 
-@pytest.fixture(params=["sqlite", "postgres-rabbitmq", "mariadb", *REPEATED])
+@pytest.fixture(params=["sqlite", "postgres-rabbitmq", *REPEATED])
 def stack(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

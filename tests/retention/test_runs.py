@@ -11,7 +11,7 @@ from saga.clock import SystemClock
 from saga.retention.purge import preview, purge
 from saga.storage.sqlalchemy import tables as t
 from tests.retention.rows import DAY, NAMESPACE, OF_A_RUN, RETENTION, Kept, Rows, saga
-from tests.stacks import REPEATED
+from tests.stacks import TWIN
 
 pytestmark = pytest.mark.feature("F-11")
 
@@ -157,7 +157,7 @@ async def test_a_batch_is_a_transaction_of_its_own(rows: Rows) -> None:
     assert await rows.count(t.instance) == 2
 
 
-@pytest.mark.parametrize("stack", ["postgres-rabbitmq", "mariadb", *REPEATED])  # SQLite has no row locks
+@pytest.mark.parametrize("stack", ["postgres-rabbitmq", "mariadb", *TWIN])  # SQLite has no row locks
 async def test_a_run_that_another_holds_is_left_out_and_not_waited_for(rows: Rows) -> None:
     held, free = await rows.add_run(), await rows.add_run()
     async with rows.database.engine.connect() as connection:
@@ -172,7 +172,7 @@ async def test_a_run_that_another_holds_is_left_out_and_not_waited_for(rows: Row
     assert await purge([rows.runs()], clock=clock) == {"saga_instance": 1}
 
 
-@pytest.mark.parametrize("stack", ["postgres-rabbitmq", "mariadb", *REPEATED])
+@pytest.mark.parametrize("stack", ["postgres-rabbitmq", "mariadb", *TWIN])
 async def test_deleting_waits_for_no_run_that_stays(rows: Rows) -> None:
     """On a small table a plan of the server's own choice would scan, and meet the locks of those at work."""
     old = [await rows.add_run() for _ in range(30)]
