@@ -203,7 +203,7 @@ async def test_killed_between_commit_and_reply_it_answers_from_its_barrier(
 
 @pytest.mark.feature("I-05", acceptance=True)
 async def test_copies_are_answered_alike_and_have_one_effect(wire: Wire, service: Service) -> None:
-    action = wire.command("0198c0de-0000-7000-8000-000000000002", "forward", _order("o-2"))
+    action = wire.command("0198c0de-0000-4000-8000-000000000002", "forward", _order("o-2"))
     for number in range(3):
         copy = replace(action, id=f"copy-{number}", resend=number > 0)
         await wire.send(copy, copy)  # who comes while the other runs shares its answer
@@ -215,7 +215,7 @@ async def test_copies_are_answered_alike_and_have_one_effect(wire: Wire, service
 async def test_an_undo_before_its_action_has_nothing_to_undo_and_the_action_never_runs(
     wire: Wire, service: Service
 ) -> None:
-    run = "0198c0de-0000-7000-8000-000000000001"
+    run = "0198c0de-0000-4000-8000-000000000001"
     undo = wire.command(run, "compensate", {"input": None, "output": None, "undo": None})
     for copy in (undo, replace(undo, id="again", resend=True)):
         await wire.send(copy)
@@ -229,7 +229,7 @@ async def test_an_undo_before_its_action_has_nothing_to_undo_and_the_action_neve
 async def test_what_is_no_command_of_ours_is_parked(wire: Wire, service: Service) -> None:
     await wire.spoil(b"no json at all")
     await service.until("SELECT 1 FROM saga_parked", 1)
-    await wire.send(wire.command("0198c0de-0000-7000-8000-000000000003", "forward", _order("o-3")))
+    await wire.send(wire.command("0198c0de-0000-4000-8000-000000000003", "forward", _order("o-3")))
     assert [reply.outcome for reply in await wire.answers(1)] == ["done"]
 
 
