@@ -183,4 +183,6 @@ def test_a_database_without_our_tables_says_how_they_get_there(
 def test_a_refused_log_in_is_named(role: str, rabbitmq_url: str, sqlite_url: str, tmp_path: Path) -> None:
     parts = urlsplit(rabbitmq_url)
     said = fails(tmp_path, role, sqlite_url, f"amqp://nobody:{SECRET}@{parts.hostname}:{parts.port}/")
-    assert f"ConfigurationError [SG201] RabbitMQ at {parts.hostname}:{parts.port}: it refuses the log-in" in said
+    assert (
+        f"ConfigurationError [SG201] RabbitMQ at {parts.hostname}:{parts.port}: it refuses the log-in" in said
+    )
