@@ -10,10 +10,10 @@ from datetime import timedelta
 from typing import Any, Final, NamedTuple, TypeVar
 
 from saga.batcher import Lane
-from saga.brokers.base import Channel, Checked, OutMessage, Severity
+from saga.brokers.base import Broker, Channel, Checked, OutMessage, Severity
 from saga.brokers.database import DatabaseBroker
 from saga.client import Client
-from saga.clock import Clock, Ids, within
+from saga.clock import Clock, Ids, TaskSpawner, within
 from saga.coordinator.service import Coordinator
 from saga.coordinator.verbs import Verbs
 from saga.declared import Declared
@@ -77,9 +77,9 @@ class Running:
         self._app = app
         self._clock = clock
         self._ids = ids
-        self.spawner = app.make_spawner()
-        self.database = app.make_database(self.spawner)
-        self.broker = app.make_broker(self.spawner, self.database)
+        self.spawner: TaskSpawner = app.make_spawner()
+        self.database: Database | None = app.make_database(self.spawner)
+        self.broker: Broker = app.make_broker(self.spawner, self.database)
         self.client: Client | None = None
         self.outbox: Outbox | None = None
         self.publisher: CommandPublisher | None = None
