@@ -122,7 +122,6 @@ class Outcomes:
             await self._parking.park(parked)
         failpoint("N4")
         self._done.offer_all([each.attempt for each in failed])
-        await self._done.join()
 
     async def _outlast(self, call: Callable[[], Awaitable[None]]) -> None:
         """Call until it succeeds: an event is never dropped because the database was away."""
