@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -213,7 +214,7 @@ def test_a_given_server_is_used_and_never_broken(given_postgres: Postgres, postg
 
 def listens_on(pids: Sequence[int]) -> set[str]:
     """Return the addresses on which these processes take connections, as the kernel writes them."""
-    inodes = {os.readlink(link)[8:-1] for pid in pids for link in sockets(pid)}
+    inodes = {inode for pid in pids for inode in sockets(pid)}
     tables = [Path(f"/proc/net/{name}") for name in ("tcp", "tcp6")]
     lines = [
         line.split() for table in tables if table.exists() for line in table.read_text().splitlines()[1:]
@@ -225,9 +226,15 @@ def tree(pid: int) -> list[int]:
     return reaper.descendants(pid)
 
 
-def sockets(pid: int) -> list[str]:
-    folder = Path(f"/proc/{pid}/fd")
-    return [str(link) for link in folder.iterdir() if os.readlink(link).startswith("socket:[")]
+def sockets(pid: int) -> set[str]:
+    """Return the inodes of a process's sockets; what it closes meanwhile is left out."""
+    found = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            target = os.readlink(link)
+            if target.startswith("socket:["):
+                found.add(target[8:-1])
+    return found
 
 
 def test_a_free_port_is_below_those_of_outgoing_connections() -> None:

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection
+from sqlalchemy.util import await_only
 
 from saga import failpoints
 from saga.clock import SystemClock
 from saga.retention import archive as archives
 from saga.retention.archive import FileArchive
 from saga.retention.purge import purge
+from saga.storage.sqlalchemy import tables as t
 from tests.retention.rows import Kept, Rows
+from tests.stacks import REPEATED
 
 pytestmark = pytest.mark.feature("F-11")
 
@@ -43,6 +47,30 @@ async def test_m1_a_crash_between_archive_and_deletion_archives_a_run_twice_and_
     await purge([rows.runs(archive=FileArchive(path))], clock=clock)
     assert runs_in(path) == [str(run)] * 2
     assert await rows.left() == set()
+
+
+@pytest.mark.parametrize("stack", ["postgres-rabbitmq", *REPEATED])  # SQLite reads one snapshot
+async def test_a_run_that_another_deletes_while_it_is_read_is_left_out_and_not_archived_in_part(
+    rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other commits between the reads of two tables; its own archive has the run whole."""
+    kept, other = Kept(), Kept()
+    await rows.add_run()
+    read = rows.store._by_run
+    deleted: list[dict[str, int]] = []
+
+    def read_beside_another(connection: Connection, columns: Any, run_ids: Any, *order: Any) -> Any:
+        if not deleted and columns[0].table is t.value:
+            deleted.append({})
+            deleted[0] |= await_only(purge([rows.runs(archive=other)], clock=clock))
+        return read(connection, columns, run_ids, *order)
+
+    monkeypatch.setattr(rows.store, "_by_run", read_beside_another)
+    assert await purge([rows.runs(archive=kept)], clock=clock) == {"saga_instance": 0}
+    assert deleted == [{"saga_instance": 1}]
+    assert kept.runs == []
+    (whole,) = other.runs
+    assert {"input", "output"} <= {each.kind for each in whole.payloads}
 
 
 async def test_no_more_than_100_runs_are_in_memory_for_the_archive(rows: Rows) -> None:

@@ -152,11 +152,6 @@ class SqlRetentionStore:
 
     def _read_whole(self, connection: Connection, runs: Sequence[RunVersion]) -> Sequence[WholeRun]:
         wanted, ids = set(runs), [run.run_id for run in runs]
-        rows = connection.execute(
-            select(*_INSTANCE)
-            .where(_i.namespace == self._namespace, *_of(t.instance, ids))
-            .order_by(_i.run_id)
-        ).all()
         h, n, a, v = t.history.c, t.incident.c, t.audit.c, t.value.c
         history = self._by_run(
             connection, (h.run_id, h.version, h.event, h.step, h.direction, h.attempt, h.detail, h.at), ids
@@ -169,6 +164,13 @@ class SqlRetentionStore:
             a.id,
         )
         values = self._by_run(connection, (v.run_id, v.step, v.iteration, v.round, v.kind, v.data), ids)
+        # the runs last: one that still stands at its version lost and gained none of the rows read before it, though
+        # each statement sees what another purge or an operator commits meanwhile
+        rows = connection.execute(
+            select(*_INSTANCE)
+            .where(_i.namespace == self._namespace, *_of(t.instance, ids))
+            .order_by(_i.run_id)
+        ).all()
         whole = []
         for row in rows:
             run_id = row.run_id
