@@ -34,6 +34,7 @@ from devservices import (
     Unavailable,
 )
 from tests.proxy import Proxy, ProxyFactory
+from tests.upgraded import upgraded
 
 pytest_plugins = ["pytester", "tests.plugins.canary", "tests.plugins.features"]
 
@@ -180,6 +181,13 @@ def mysql_url(mysql_server: MySql) -> Iterator[str]:
     url = mysql_server.create_database()
     yield url
     mysql_server.drop_database(url)
+
+
+@pytest.fixture
+def url(stack: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of a database with our tables, on the test's stack."""
+    with upgraded(stack, request) as url:
+        yield url
 
 
 @pytest.fixture

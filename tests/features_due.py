@@ -13,12 +13,16 @@ SQLITE_SHARED: Final = "sqlite-shared"
 """The same on one file."""
 MARIADB: Final = "mariadb"
 MYSQL: Final = "mysql"
-"""These two with the broker in the process, or themselves as the broker where that is what a test is about."""
+"""These two as databases; where a test has a broker, they are it."""
 MARIADB_RABBITMQ: Final = "mariadb-rabbitmq"
 MARIADB_KAFKA: Final = "mariadb-kafka"
 STACKS: Final = (SQLITE, POSTGRES_RABBITMQ)
 DATABASE_ONLY: Final = (POSTGRES, SQLITE_SHARED)
 EVERYWHERE: Final = (*STACKS, *DATABASE_ONLY)
+KAFKA: Final = (POSTGRES_KAFKA, MARIADB_KAFKA)
+DATABASES: Final = (*STACKS, MARIADB, MYSQL)
+"""Each database once."""
+ON_ANY: Final = (*EVERYWHERE, MARIADB, MARIADB_RABBITMQ, *KAFKA, MYSQL)
 # The row's check touches neither a database nor a broker: one pure check proves it for every stack.
 PURE: Final = ("pure",)
 
@@ -30,7 +34,7 @@ DUE: Final[dict[str, tuple[str, ...]]] = {
     "A-13": STACKS,
     # The client
     "C-01": STACKS,
-    "C-02": STACKS,
+    "C-02": ON_ANY,
     "C-10": STACKS,
     "C-11": EVERYWHERE,  # every verb at every state of the pure engine; on each stack what closes without undo
     "C-12": EVERYWHERE,
@@ -40,7 +44,7 @@ DUE: Final[dict[str, tuple[str, ...]]] = {
     "D-03": STACKS,
     "D-04": STACKS,
     "D-05": STACKS,
-    "D-09": STACKS,  # on the loop, in a thread, in a batch; processes are not there yet
+    "D-09": DATABASES,  # on the loop, in a thread, in a batch; processes are not there yet
     "D-10": STACKS,
     "D-11": (*STACKS, *DATABASE_ONLY),
     "D-16": STACKS,
@@ -55,31 +59,33 @@ DUE: Final[dict[str, tuple[str, ...]]] = {
     # a process killed at each crash point where that takes no time; at the commits of the way back on each stack
     "E-07": EVERYWHERE,
     # Outbox and messages
-    "F-01": EVERYWHERE,
+    "F-01": ON_ANY,
     "F-02": EVERYWHERE,  # order per key; the relays die and freeze where there are several, between two servers
     "F-03": STACKS,
     "F-04": STACKS,
     "F-05": (POSTGRES_RABBITMQ,),  # the in-process broker has no confirm that could be missing
     "F-06": EVERYWHERE,
     "F-07": STACKS,
-    "F-08": (
-        POSTGRES_RABBITMQ,
-        POSTGRES_KAFKA,
-        *DATABASE_ONLY,
+    "F-08": tuple(
+        each for each in ON_ANY if each not in (SQLITE, MYSQL)
     ),  # a broker in the process dies with its consumer
     "F-09": EVERYWHERE,
-    "F-11": STACKS,  # partitions, other stores for the archive and erasing by attribute are not there yet
+    "F-11": DATABASES,  # partitions, other stores for the archive and erasing by attribute are not there yet
     # Brokers and databases
     "G-01": (SQLITE,),  # the in-process broker itself
-    "G-02": (*DATABASE_ONLY, MARIADB),  # the database broker itself
+    "G-02": (*DATABASE_ONLY, MARIADB, MYSQL),  # the database broker itself
     "G-03": (POSTGRES_RABBITMQ,),  # RabbitMQ itself
     "G-04": (POSTGRES_KAFKA,),  # Kafka itself
     "G-05": PURE,  # `check`; `plan` and `apply` are not there yet
     "G-06": PURE,  # "each capability switched off in turn on the memory adapter"
-    "G-07": STACKS,
-    "G-08": STACKS,
-    "G-09": STACKS,
-    "G-10": (POSTGRES_RABBITMQ,),  # a proxy cuts connections at COMMIT; SQLite has no connection to cut
+    "G-07": (*EVERYWHERE, POSTGRES_KAFKA, MARIADB, MYSQL),
+    "G-08": DATABASES,
+    "G-09": DATABASES,
+    "G-10": (
+        POSTGRES_RABBITMQ,
+        MARIADB,
+        MYSQL,
+    ),  # a proxy cuts connections at COMMIT; SQLite has no connection to cut
     # Using it
     "I-01": STACKS,
     "I-02": (POSTGRES_RABBITMQ,),  # workers of a web server share a database and a broker

@@ -10,6 +10,7 @@ import pytest
 from tests.features_due import (
     EVERYWHERE,
     MARIADB,
+    MARIADB_KAFKA,
     MARIADB_RABBITMQ,
     MYSQL,
     POSTGRES,
@@ -25,9 +26,10 @@ BROKERS: Final = {
     POSTGRES_KAFKA: "kafka_url",
     POSTGRES: "database://",
     SQLITE_SHARED: "database://",
-    MARIADB: None,
-    MYSQL: None,
+    MARIADB: "database://",
+    MYSQL: "database://",
     MARIADB_RABBITMQ: "rabbitmq_url",
+    MARIADB_KAFKA: "kafka_url",
 }
 """Stack to its broker's address, or to the fixture that gives one; None is the broker in the process."""
 SERVERS: Final = {
@@ -37,6 +39,7 @@ SERVERS: Final = {
     MARIADB: "mariadb_server",
     MYSQL: "mysql_server",
     MARIADB_RABBITMQ: "mariadb_server",
+    MARIADB_KAFKA: "mariadb_server",
 }
 """Stack to the fixture that gives its database's server."""
 EVERY_SERVER: Final = bool(os.environ.get("SAGA_TEST_EVERY_SERVER"))
@@ -45,8 +48,10 @@ REPEATED: Final = (MARIADB, MYSQL) if EVERY_SERVER else ()
 statements, errors, migrations, the barrier and the database broker run always."""
 TWIN: Final = (MYSQL,) if EVERY_SERVER else ()
 """What MySQL would show once more after MariaDB; statements, errors and migrations run on both always."""
-AGAIN: Final = (MARIADB_RABBITMQ,) if EVERY_SERVER else ()
-"""The same for tests of whole services: what MariaDB with a broker would show once more after PostgreSQL."""
+ON_MARIADB: Final = (MARIADB, MARIADB_RABBITMQ, MARIADB_KAFKA) if EVERY_SERVER else ()
+"""The same for tests of whole services: what MariaDB with each broker would show once more after PostgreSQL."""
+AGAIN: Final = (POSTGRES_KAFKA, *ON_MARIADB) if EVERY_SERVER else ()
+"""And Kafka, where RabbitMQ stands for both."""
 
 every_stack: Final = pytest.mark.parametrize("stack", EVERYWHERE, indirect=True)
 """For a test whose fixture `stack` has fewer by itself."""

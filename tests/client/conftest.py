@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 
 from saga import failpoints
 from tests.client import shop
-from tests.outbox.upgraded import upgraded
 from tests.stacks import REPEATED, broker_of
 
 
 @pytest.fixture(params=["sqlite", "postgres-rabbitmq", *REPEATED])
 def stack(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture
-def url(stack: str, request: pytest.FixtureRequest) -> Iterator[str]:
-    """The address of a database with our tables."""
-    with upgraded(stack, request) as url:
-        yield url
 
 
 @pytest.fixture

@@ -94,10 +94,7 @@ def callers_engine(url: str) -> AsyncEngine:
 
 
 class Place:
-    """A database with our tables and the shop's, and a broker; as many apps on them as a test wants.
-
-    On the stacks `postgres` and `sqlite-shared` the database is the broker.
-    """
+    """A database with our tables and the shop's, and a broker; as many apps on them as a test wants."""
 
     def __init__(self, stack: str, url: str, broker_url: str | None) -> None:
         self.stack = stack
@@ -109,8 +106,6 @@ class Place:
 
     def app(self, *, url: str | None = None, **options: Any) -> App:
         broker: Any = self.broker_url or MemoryBroker(self.queues)
-        if self.stack in ("postgres", "sqlite-shared"):
-            broker = "database://"
         options = {"sagas": [purchase], "participants": [shop], "namespace": self.namespace, **options}
         return App(url or self.url, broker=broker, **options)
 

@@ -12,7 +12,7 @@ from saga.testing.contract import BEHAVIOURS, run
 from tests.contract.database_harness import ServerHarness, SqliteHarness
 from tests.contract.memory_harness import DurableMemoryHarness, MemoryHarness
 from tests.contract.rabbitmq_harness import RabbitMQHarness
-from tests.outbox.upgraded import upgrade
+from tests.upgraded import upgrade
 
 DURABLE = [name for name, behaviour in BEHAVIOURS.items() if behaviour.needs == "durable"]
 
@@ -34,7 +34,7 @@ async def test_the_memory_broker_keeps_the_contract_when_its_queues_outlive_it(n
     await run(BEHAVIOURS[name], DurableMemoryHarness())
 
 
-@pytest.mark.feature("G-07")
+@pytest.mark.feature("G-07", acceptance=True)
 @pytest.mark.feature("G-03")
 @pytest.mark.stack("postgres-rabbitmq")
 @pytest.mark.parametrize("name", [name for name in BEHAVIOURS if name not in DURABLE])
@@ -45,7 +45,7 @@ async def test_rabbitmq_keeps_the_contract(name: str, rabbitmq_server: RabbitMq)
     await run(BEHAVIOURS[name], harness)
 
 
-@pytest.mark.feature("G-07")
+@pytest.mark.feature("G-07", acceptance=True)
 @pytest.mark.feature("G-03")
 @pytest.mark.stack("postgres-rabbitmq")
 @pytest.mark.parametrize("name", DURABLE)
@@ -68,7 +68,7 @@ def queues_in_a_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"sqlite:///{path}"
 
 
-@pytest.mark.feature("G-07")
+@pytest.mark.feature("G-07", acceptance=True)
 @pytest.mark.feature("G-02", acceptance=True)
 @pytest.mark.stack("postgres")
 @pytest.mark.parametrize("name", [name for name in BEHAVIOURS if name not in DURABLE])
@@ -80,7 +80,7 @@ async def test_the_database_broker_keeps_the_contract_on_postgresql(
     await run(BEHAVIOURS[name], harness)
 
 
-@pytest.mark.feature("G-07")
+@pytest.mark.feature("G-07", acceptance=True)
 @pytest.mark.feature("G-02", acceptance=True)
 @pytest.mark.stack("postgres")
 @pytest.mark.parametrize("name", DURABLE)
@@ -93,7 +93,7 @@ async def test_the_database_broker_keeps_the_contract_when_postgresql_is_killed(
     own_postgres.drop_database(url)
 
 
-@pytest.mark.feature("G-07")
+@pytest.mark.feature("G-07", acceptance=True)
 @pytest.mark.feature("G-02", acceptance=True)
 @pytest.mark.stack("sqlite-shared")
 @pytest.mark.parametrize("name", BEHAVIOURS)

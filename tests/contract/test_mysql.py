@@ -13,10 +13,10 @@ from devservices import LocalMariaDb, LocalMySql, MySqlServer
 from saga.testing.contract import BEHAVIOURS, run
 from tests.contract.database_harness import ServerHarness
 from tests.contract.test_brokers import DURABLE
-from tests.outbox.upgraded import upgrade
 from tests.stacks import TWIN
+from tests.upgraded import upgrade
 
-pytestmark = [pytest.mark.feature("G-07"), pytest.mark.feature("G-02", acceptance=True)]
+pytestmark = [pytest.mark.feature("G-07", acceptance=True), pytest.mark.feature("G-02", acceptance=True)]
 
 
 @pytest.fixture(scope="module", params=["mariadb", *TWIN])

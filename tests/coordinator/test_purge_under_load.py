@@ -17,6 +17,7 @@ from saga.storage.sqlalchemy import tables as t
 from saga.storage.sqlalchemy.purging import SqlRetentionStore
 from tests.coordinator.harness import Node, Order, Stack
 from tests.coordinator.sagas import sequence
+from tests.features_due import DUE
 from tests.plugins.features import Faults
 
 SAGAS = 25
@@ -55,6 +56,7 @@ async def deadlocks(stack: Stack) -> int:
     return int(await stack.run(lambda connection: connection.execute(query).scalar_one()))
 
 
+@pytest.mark.parametrize("stack", DUE["F-11"], indirect=True)
 @pytest.mark.feature("F-11", acceptance=True)
 async def test_purging_under_load_with_the_broker_down_past_the_age(stack: Stack, faults: Faults) -> None:
     """0 unsent rows lost, no deadlock, archive complete."""

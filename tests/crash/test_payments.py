@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -25,7 +25,6 @@ from saga.storage.base import Filter
 from tests.crash import payments
 from tests.crash.payments import SECONDS_MAX, Order
 from tests.features_due import EVERYWHERE
-from tests.outbox.upgraded import upgraded
 from tests.plugins.features import Faults
 from tests.stacks import AGAIN, broker_of
 
@@ -133,12 +132,6 @@ class House:
 @pytest.fixture(params=[*EVERYWHERE, *AGAIN])
 def stack(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture
-def url(stack: str, request: pytest.FixtureRequest) -> Iterator[str]:
-    with upgraded(stack, request) as url:
-        yield url
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +22,6 @@ from saga.storage.sqlalchemy import tables as t
 from tests.crash import stage
 from tests.crash.books import ACCOUNTS, TABLES, Books, accounts, metadata
 from tests.features_due import POSTGRES_RABBITMQ
-from tests.outbox.upgraded import upgraded
 from tests.plugins.features import Faults
 from tests.stacks import AGAIN, broker_of
 
@@ -68,12 +67,6 @@ class Services:
 @pytest.fixture(params=[POSTGRES_RABBITMQ, *AGAIN])
 def stack(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture
-def url(stack: str, request: pytest.FixtureRequest) -> Iterator[str]:
-    with upgraded(stack, request) as url:
-        yield url
 
 
 @pytest.fixture

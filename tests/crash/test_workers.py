@@ -26,9 +26,9 @@ from saga.messages import commands_channel
 from tests.crash import workers
 from tests.crash.books import ACCOUNTS, accounts, bookings, metadata
 from tests.crash.workers import Job
-from tests.outbox.upgraded import upgraded
 from tests.plugins.features import Faults
 from tests.proxy import ProxyFactory
+from tests.upgraded import upgraded
 
 pytestmark = pytest.mark.stack("postgres-rabbitmq")
 

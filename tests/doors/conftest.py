@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import aiormq
 import pytest
@@ -11,20 +11,12 @@ from saga import failpoints
 from saga.messages import commands_channel, replies_channel
 from tests.doors.place import Place
 from tests.features_due import EVERYWHERE
-from tests.outbox.upgraded import upgraded
 from tests.stacks import BROKERS, EVERY_SERVER, broker_of
 
 
 @pytest.fixture(params=BROKERS if EVERY_SERVER else EVERYWHERE)
 def stack(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture
-def url(stack: str, request: pytest.FixtureRequest) -> Iterator[str]:
-    """The address of a database with our tables."""
-    with upgraded(stack, request) as url:
-        yield url
 
 
 @pytest.fixture

@@ -27,9 +27,9 @@ from saga.clock import SystemClock, TaskSpawner
 from saga.errors import ConfigurationError, InsecureLink, RetentionTooShort
 from saga.messages import commands_channel, decode_commands, parking_channel
 from saga.testing.clock import VirtualClock
-from tests.outbox.upgraded import upgraded
 from tests.plugins.canary import python_path
 from tests.plugins.watch import CANARY as SECRET
+from tests.upgraded import upgraded
 
 SECONDS_MAX = 20.0
 

@@ -20,8 +20,8 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 
 from saga.clock import SystemClock
-from tests.outbox.upgraded import upgraded
 from tests.stacks import broker_of
+from tests.upgraded import upgraded
 
 ROOT: Final = Path(__file__).parents[2]
 SECONDS_MAX: Final = 120.0

@@ -26,7 +26,7 @@ from saga.brokers.base import Broker, OutMessage
 from saga.brokers.faststream import FastStreamBroker
 from saga.clock import SystemClock, SystemIds, TaskSpawner
 from tests.examples.parcels import SECONDS_MAX, Order, Parcel, Wire, parcels, purchase, ship, shop
-from tests.outbox.upgraded import upgraded
+from tests.upgraded import upgraded
 
 pytestmark = [pytest.mark.slow, pytest.mark.feature("I-05")]
 

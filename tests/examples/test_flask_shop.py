@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session
 
 from examples.flask_shop.sagas import Base, Stock
 from saga.clock import SystemClock
-from tests.outbox.upgraded import upgraded
+from tests.upgraded import upgraded
 
 ROOT: Final = Path(__file__).parents[2]
 SECONDS_MAX: Final = 60.0

@@ -16,9 +16,9 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from examples.outbox_only import events, mailer, orders
 from saga.clock import SystemClock
 from saga.storage.sqlalchemy.database import async_url
-from tests.outbox.upgraded import upgraded
 from tests.plugins.features import Faults
 from tests.stacks import broker_of
+from tests.upgraded import upgraded
 
 ROOT: Final = Path(__file__).parents[2]
 KILLS: Final = 5

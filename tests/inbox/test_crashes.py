@@ -9,7 +9,7 @@ import secrets
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
@@ -20,8 +20,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from saga import App
 from saga.brokers.base import OutMessage, PublishOutcome
 from saga.storage.sqlalchemy.database import async_url
+from tests.features_due import DUE
 from tests.inbox.rig import JSON, clock, envelope, mail, own
-from tests.outbox.upgraded import upgraded
 from tests.plugins.features import Faults
 from tests.stacks import broker_of
 
@@ -33,15 +33,9 @@ EVENTS: Final = 12
 SECONDS_MAX: Final = 90.0
 
 
-@pytest.fixture(params=["postgres-rabbitmq", "postgres-kafka", "postgres", "sqlite-shared"])
+@pytest.fixture(params=DUE["F-08"])
 def stack(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture
-def url(stack: str, request: pytest.FixtureRequest) -> Iterator[str]:
-    with upgraded(stack, request) as url:
-        yield url
 
 
 class Service:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
@@ -25,9 +25,9 @@ from saga.storage.queue import QueueStore
 from saga.storage.sqlalchemy.database import Database
 from saga.storage.sqlalchemy.tables import outbox_delayed
 from tests.client.shop import Order, Place, Receipt, orders, purchase, shop
-from tests.outbox.upgraded import upgrade, upgraded
 from tests.proxy import ProxyFactory
 from tests.stacks import TWIN
+from tests.upgraded import upgrade, upgraded
 
 pytestmark = pytest.mark.feature("G-02")
 
@@ -39,12 +39,6 @@ WORK = Channel("work", "work.parking")
 @pytest.fixture(params=["postgres", "sqlite-shared"])
 def stack(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture
-def url(stack: str, request: pytest.FixtureRequest) -> Iterator[str]:
-    with upgraded(stack, request) as url:
-        yield url
 
 
 @pytest.fixture

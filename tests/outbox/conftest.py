@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 
 from saga.clock import SystemClock, SystemIds, TaskSpawner
 from saga.storage.sqlalchemy.database import Database
 from tests.outbox.harness import Outbox
-from tests.outbox.upgraded import upgraded
 from tests.stacks import REPEATED
 
 
 @pytest.fixture(params=["sqlite", "postgres-rabbitmq", *REPEATED])
 def stack(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture
-def url(stack: str, request: pytest.FixtureRequest) -> Iterator[str]:
-    """The address of a database with our tables."""
-    with upgraded(stack, request) as url:
-        yield url
 
 
 @pytest.fixture

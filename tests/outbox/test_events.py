@@ -30,6 +30,7 @@ from saga.clock import SystemClock
 from saga.outbox.relay import waves
 from saga.storage.base import StoredRow
 from saga.storage.sqlalchemy.database import async_url
+from tests.features_due import DUE
 from tests.plugins.features import Faults
 from tests.plugins.watch import CANARY
 from tests.stacks import broker_of, every_stack
@@ -87,7 +88,7 @@ async def place(url: str, broker_url: str) -> AsyncIterator[Place]:
     await engine.dispose()
 
 
-@every_stack
+@pytest.mark.parametrize("stack", DUE["F-01"], indirect=True)
 @pytest.mark.feature("F-01", acceptance=True)
 async def test_what_was_committed_is_sent_and_nothing_else(place: Place, faults: Faults) -> None:
     """P19: rolled back, a savepoint rolled back inside a commit, a commit: the broker has the committed ones."""

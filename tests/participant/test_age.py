@@ -17,6 +17,7 @@ from saga.retention.purge import purge
 from saga.storage.sqlalchemy import tables as t
 from saga.storage.sqlalchemy.purging import SqlRunRows
 from saga.testing.clock import VirtualClock
+from tests.features_due import DUE
 from tests.participant.harness import (
     NAMESPACE,
     Receipt,
@@ -92,6 +93,7 @@ async def test_a_command_of_a_run_that_began_too_long_ago_is_refused_and_parked(
     assert (await rig.decisions(), await rig.moves()) == ([], [])
 
 
+@pytest.mark.parametrize("stack", DUE["F-11"])
 @pytest.mark.feature("F-11", acceptance=True)
 async def test_a_duplicate_released_after_the_purge_is_refused_as_too_old_and_changes_nothing(
     rig: Rig,

@@ -32,6 +32,7 @@ from saga.storage.sqlalchemy.database import Database
 from saga.storage.sqlalchemy.participant import SqlParticipantStore
 from saga.storage.sqlalchemy.writer import handler_writes_to
 from saga.testing.clock import VirtualClock
+from tests.features_due import DUE
 from tests.participant.harness import (
     NAMESPACE,
     Receipt,
@@ -112,6 +113,7 @@ def accounts(calls: list[str] | None = None, *, hold: Barrier | None = None) -> 
 # --- one effect, one reply --------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("stack", DUE["D-09"])
 @pytest.mark.feature("D-09", acceptance=True)
 async def test_a_plain_function_runs_in_a_thread_with_one_effect_and_one_reply(
     rig: Rig, held: Barrier

@@ -25,8 +25,8 @@ from saga.retention.ages import PARKED_AGE, check_barrier_age
 from saga.testing import Environment
 from saga.testing.clock import VirtualClock
 from tests.coordinator.harness import Order, Receipt
-from tests.outbox.upgraded import upgraded
 from tests.retention.rows import DAY, Kept
+from tests.upgraded import upgraded
 
 pytestmark = [pytest.mark.feature("F-11"), pytest.mark.stack("sqlite")]
 

@@ -11,8 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from saga import App
 from saga.storage.sqlalchemy import tables as t
 from saga.testing import Environment, Started, started
-from tests.coordinator.conftest import prepare
 from tests.testing.bank import ORDER, money_transfer
+from tests.upgraded import upgrade
 
 pytestmark = [pytest.mark.feature("I-06"), pytest.mark.feature("C-02")]
 
@@ -82,7 +82,7 @@ async def test_a_started_saga_runs_once_the_transaction_is_committed(env: Enviro
 @pytest.mark.stack("postgres-rabbitmq")
 async def test_on_a_server_the_client_of_an_app_is_enough(postgres_url: str) -> None:
     """The rollback fixture of a service's own tests: its database, a client, no coordinator, no broker to reach."""
-    prepare(postgres_url)
+    upgrade(postgres_url)
     engine = create_async_engine(postgres_url)
     app = App(postgres_url, sagas=[money_transfer])
     async with app.as_client() as client, engine.connect() as connection:

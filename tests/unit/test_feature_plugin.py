@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.features_due import DATABASE_ONLY, DUE, MARIADB, POSTGRES_KAFKA, PURE, STACKS
+from tests.features_due import DUE, PURE, STACKS
 from tests.plugins import features
 from tests.plugins.features import RowReport, main, open_reason, table, together
+from tests.stacks import BROKERS
 
 pytestmark = pytest.mark.usefixtures("project")
 
@@ -225,6 +226,6 @@ def test_check_fails_while_a_due_row_is_open(
 
 
 def test_the_due_table_knows_the_stacks_and_pure() -> None:
-    known = {*STACKS, *DATABASE_ONLY, POSTGRES_KAFKA, MARIADB, "pure"}
+    known = {*BROKERS, "pure"}
     assert {stack for stacks in DUE.values() for stack in stacks} <= known
     assert {row for row in DUE if not row.startswith("T-")} >= {"A-01", "I-11", "K-05"}
