@@ -33,6 +33,7 @@ from saga.outbox.queued import QueuedRows
 from saga.outbox.relay import Relay
 from saga.participant.service import ParticipantService
 from saga.participant.shell import Shell
+from saga.patience import Patience
 from saga.retention.ages import Horizon, check_barrier_age
 from saga.retention.archive import Archive
 from saga.storage.base import ParkedRow, StoredRow
@@ -307,7 +308,7 @@ class Running:
 
     def _make_parking(self) -> Parking:
         store = SqlParkingStore(self.database, self._app.namespace) if self.database is not None else None
-        return Parking(store, self.broker, clock=self._clock, ids=self._ids)
+        return Parking(store, self.broker, Patience(self._clock, self._ids))
 
     def _make_services(self, horizon: Horizon | None) -> list[Shell]:
         """Return what runs handlers here: participants, and inboxes beside them on the same connections."""

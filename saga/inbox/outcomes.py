@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
 
 from pydantic_core import from_json
 
 from saga.batcher import Batcher
-from saga.clock import Clock, Ids, Spawner
+from saga.clock import Clock, Spawner
 from saga.failpoints import failpoint
 from saga.inbox.envelope import Event, again, message_key, original
 from saga.inbox.served import EventCommand, ServedEvent
@@ -25,12 +25,11 @@ from saga.participant import answers
 from saga.participant.answers import PAYLOAD_INVALID, Answer
 from saga.participant.attempts import Attempt
 from saga.participant.replies import Acks
+from saga.patience import Patience
 from saga.retry import RetryPolicy
 from saga.storage.base import EventStore, OutboxRow, ParkedRow, part_of
 
 BATCH_MAX: Final = 256
-PAUSE_SECONDS: Final = 0.2
-PAUSE_SECONDS_MAX: Final = 10.0
 log: Final[logging.Logger] = logging.getLogger("saga.inbox")
 
 
@@ -49,7 +48,7 @@ class Outcomes:
         parking: Parking,
         *,
         clock: Clock,
-        ids: Ids,
+        patience: Patience,
         spawner: Spawner,
         settled: Callable[[Attempt], None],
         counts: Counter[str],
@@ -57,7 +56,7 @@ class Outcomes:
         self._store = store
         self._parking = parking
         self._clock = clock
-        self._ids = ids
+        self._patience = patience
         self._settled = settled
         self._counts = counts
         self._done: Batcher[Attempt] = Batcher(
@@ -116,28 +115,12 @@ class Outcomes:
         failpoint("N3")
         rows = [each.next for each in failed if each.next is not None]
         if rows:
-            await self._outlast(lambda: self._store.schedule(rows))
+            await self._patience.outlast(lambda: self._store.schedule(rows), _told)
         if parked := [each.parked for each in failed if each.parked is not None]:
             self._counts["parked"] += len(parked)
             await self._parking.park(parked)
         failpoint("N4")
         self._done.offer_all([each.attempt for each in failed])
-
-    async def _outlast(self, call: Callable[[], Awaitable[None]]) -> None:
-        """Call until it succeeds: an event is never dropped because the database was away."""
-        failures = 0
-        while not await self._tried(call):
-            failures += 1
-            pause = min(PAUSE_SECONDS_MAX, PAUSE_SECONDS * 2 ** min(failures, 10))
-            await self._clock.sleep(pause * (0.5 + self._ids.fraction() / 2))
-
-    async def _tried(self, call: Callable[[], Awaitable[None]]) -> bool:
-        try:
-            await call()
-        except Exception as error:
-            log.warning("a failed event is not kept yet (%s); tried again", type(error).__name__)
-            return False
-        return True
 
     # --- acks
 
@@ -151,6 +134,10 @@ class Outcomes:
                 acks.settle(held)
         acks.send()
         self.pending -= len(ended)
+
+
+def _told(error: Exception) -> None:
+    log.warning("a failed event is not kept yet (%s); tried again", type(error).__name__)
 
 
 def _parked(attempt: Attempt, event: Event, answer: Answer, said: Mapping[str, Any]) -> ParkedRow:

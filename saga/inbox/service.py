@@ -19,6 +19,7 @@ from saga.participant.forward import ForwardRuns
 from saga.participant.runner import Runner
 from saga.participant.settling import Settling
 from saga.participant.shell import PREFETCH, Shell
+from saga.patience import Patience
 from saga.retention.ages import Horizon
 from saga.storage.base import EventStore, ParkingStore, ParticipantStore
 
@@ -55,9 +56,16 @@ class InboxService(Shell):
             concurrency=concurrency,
             prefetch=prefetch,
         )
-        kept = Parking(parking, broker, clock=clock, ids=ids)
+        patience = Patience(clock, ids)
+        kept = Parking(parking, broker, patience)
         outcomes = Outcomes(
-            events, kept, clock=clock, ids=ids, spawner=spawner, settled=self._settled, counts=self.counts
+            events,
+            kept,
+            clock=clock,
+            patience=patience,
+            spawner=spawner,
+            settled=self._settled,
+            counts=self.counts,
         )
         self._events = EventIntake(
             namespace=namespace,
@@ -71,7 +79,7 @@ class InboxService(Shell):
             spawner=spawner,
             counts=self.counts,
         )
-        settling = Settling(store, answer=outcomes.settle, clock=clock, ids=ids, counts=self.counts)
+        settling = Settling(store, answer=outcomes.settle, patience=patience, counts=self.counts)
         runner = Runner(
             stateless=None,
             settling=settling,

@@ -12,16 +12,14 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from saga.brokers.base import Broker, Delivery, OutMessage, PublishOutcome
-from saga.clock import Clock, Ids
 from saga.messages import parking_channel
+from saga.patience import Patience
 from saga.storage.base import ParkedRow, ParkingStore
 
 REASON_HEADER: Final = "saga-parked-reason"
 DETAIL_HEADER: Final = "saga-parked-detail"
 """Which attribute or field is wrong and how, never its value; kept beside the sender's headers."""
 FINGERPRINT_HEADER: Final = "saga-parked-fingerprint"
-PAUSE_SECONDS: Final = 0.2
-PAUSE_SECONDS_MAX: Final = 10.0
 log: Final[logging.Logger] = logging.getLogger("saga.parking")
 
 
@@ -49,43 +47,44 @@ def _kept(headers: Mapping[str, str], detail: str) -> Mapping[str, str]:
     return {**kept, DETAIL_HEADER: detail} if detail else kept
 
 
+class _NotConfirmed(Exception):
+    """The parking channel does not have every message."""
+
+
 class Parking:
     """The confirmed store of refused messages: a table where there is a database, else the parking channel."""
 
-    def __init__(self, store: ParkingStore | None, broker: Broker, *, clock: Clock, ids: Ids) -> None:
+    def __init__(self, store: ParkingStore | None, broker: Broker, patience: Patience) -> None:
         self._store = store
         self._broker = broker
-        self._clock = clock
-        self._ids = ids
+        self._patience = patience
 
     async def park(self, rows: Sequence[ParkedRow]) -> None:
         """Store messages with bytes, headers and reason. Returns once they are safe; waits as long as that takes."""
-        failures = 0
-        while not await self._tried(rows):
-            failures += 1
-            pause = min(PAUSE_SECONDS_MAX, PAUSE_SECONDS * 2 ** min(failures, 10))
-            await self._clock.sleep(pause * (0.5 + self._ids.fraction() / 2))
+        await self._patience.outlast(lambda: self._park(rows), _told)
         for row in rows:
             log.warning("parked a message of %s: %s (%s)", row.channel, row.reason, row.fingerprint)
 
-    async def _tried(self, rows: Sequence[ParkedRow]) -> bool:
-        try:
-            if self._store is not None:
-                await self._store.park(rows)
-                return True
-            return await self._publish(rows)
-        except Exception as error:
-            log.warning("parking failed with %s and is tried again", type(error).__name__)
-            return False
+    async def _park(self, rows: Sequence[ParkedRow]) -> None:
+        if self._store is not None:
+            await self._store.park(rows)
+        else:
+            await self._publish(rows)
 
-    async def _publish(self, rows: Sequence[ParkedRow]) -> bool:
+    async def _publish(self, rows: Sequence[ParkedRow]) -> None:
         # A retry publishes all of them again: a doubled parked message is harmless, a lost one is not.
         messages = [
             OutMessage(parking_channel(row.channel), row.body, row.content_type, headers=_headers(row))
             for row in rows
         ]
         outcomes = [await future for future in self._broker.publish(messages)]
-        return all(outcome is PublishOutcome.CONFIRMED for outcome in outcomes)
+        for outcome in outcomes:
+            if outcome is not PublishOutcome.CONFIRMED:
+                raise _NotConfirmed
+
+
+def _told(error: Exception) -> None:
+    log.warning("parking failed with %s and is tried again", type(error).__name__)
 
 
 def _headers(row: ParkedRow) -> Mapping[str, str]:

@@ -82,7 +82,7 @@ class _Part:
         if failed is not None:
             # after a commit whose outcome is unknown the next run has its whole time again: it must come to a decision
             self._deadline = inf if failed.committing else failed.ended.run.deadline
-        await settling.pause(self._repeats)
+        await settling.patience.pause(self._repeats)
 
     async def _give_up(self, settling: Settling, failed: CallFailed) -> list[_Part]:
         """Halve the group, or answer the one that is left by how its call ended."""

@@ -18,18 +18,17 @@ from pydantic_core import to_json
 
 from saga.batcher import Batcher
 from saga.brokers.base import Broker, Consumer, Delivery, OutMessage, PublishOutcome
-from saga.clock import Clock, Ids, Spawner
+from saga.clock import Ids, Spawner
 from saga.failpoints import failpoint
 from saga.messages import BODY_BYTES_MAX, PACK_COUNT_MAX, REPLY_TYPE, pack, packs
 from saga.participant.answers import Answer
 from saga.participant.attempts import Attempt, Held
+from saga.patience import Patience
 
 BATCH_MAX: Final = 1024
 WORKERS: Final = 8
 BESIDE_MIN: Final = 16
 """Replies that are sent although earlier ones are not confirmed yet; fewer wait for that and travel together."""
-PAUSE_SECONDS: Final = 0.2
-PAUSE_SECONDS_MAX: Final = 10.0
 log: Final[logging.Logger] = logging.getLogger("saga.participant")
 
 
@@ -40,15 +39,14 @@ class Replies:
         self,
         broker: Broker,
         *,
-        clock: Clock,
+        patience: Patience,
         ids: Ids,
         spawner: Spawner,
         settled: Callable[[Attempt], None],
         counts: Counter[str],
     ) -> None:
         self._broker = broker
-        self._clock = clock
-        self._ids = ids
+        self._patience = patience
         self._spawner = spawner
         self._settled = settled
         self._counts = counts
@@ -152,8 +150,7 @@ class Replies:
             self._again = self._spawner.spawn(self._after_a_pause(), name="saga-replies-again")
 
     async def _after_a_pause(self) -> None:
-        pause = min(PAUSE_SECONDS_MAX, PAUSE_SECONDS * 2 ** min(self._failures, 10))
-        await self._clock.sleep(pause * (0.5 + self._ids.fraction() / 2))
+        await self._patience.pause(self._failures)
         again, self._unconfirmed = self._unconfirmed, []
         self._again = None
         self._out.offer_all(again)

@@ -23,6 +23,7 @@ from saga.participant.settling import Settling
 from saga.participant.shell import PREFETCH, Shell
 from saga.participant.stateless import StatelessRuns
 from saga.participant.undo import UndoRuns
+from saga.patience import Patience
 from saga.retention.ages import Horizon
 from saga.storage.base import ParkingStore, ParticipantStore
 
@@ -62,9 +63,10 @@ class ParticipantService(Shell):
             concurrency=concurrency,
             prefetch=prefetch,
         )
-        kept = Parking(parking, broker, clock=clock, ids=ids)
+        patience = Patience(clock, ids)
+        kept = Parking(parking, broker, patience)
         self._replies = Replies(
-            broker, clock=clock, ids=ids, spawner=spawner, settled=self._settled, counts=self.counts
+            broker, patience=patience, ids=ids, spawner=spawner, settled=self._settled, counts=self.counts
         )
         self._commands = Intake(
             namespace=namespace,
@@ -78,15 +80,15 @@ class ParticipantService(Shell):
             spawner=spawner,
             counts=self.counts,
         )
-        self._connect(self._commands, self._make_runner(store, kept, ids), self._replies)
+        self._connect(self._commands, self._make_runner(store, kept, patience), self._replies)
 
-    def _make_runner(self, store: ParticipantStore | None, parking: Parking, ids: Ids) -> Runner:
+    def _make_runner(self, store: ParticipantStore | None, parking: Parking, patience: Patience) -> Runner:
         calls, answer, clock, counts = self._calls, self._replies.send, self._clock, self.counts
         settling = forward = undo = outside = stateless = None
         if store is None:
             stateless = StatelessRuns(calls, answer=answer, clock=clock, counts=counts)
         else:
-            settling = Settling(store, answer=answer, clock=clock, ids=ids, counts=counts)
+            settling = Settling(store, answer=answer, patience=patience, counts=counts)
             forward = ForwardRuns(settling, calls, clock=clock, counts=counts)
             undo = UndoRuns(settling, calls, clock=clock, counts=counts)
             outside = OutsideRuns(settling, calls, clock=clock, counts=counts)

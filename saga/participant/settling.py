@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final, TypeVar
 
-from saga.clock import Clock, Ids
+from saga.clock import Clock
 from saga.messages import NULL
 from saga.outcomes import Refused
 from saga.participant import answers
@@ -20,13 +20,12 @@ from saga.participant.answers import Answer
 from saga.participant.attempts import Attempt
 from saga.participant.calls import Calls, Ended
 from saga.participant.switch import ABANDONED, COMMITTING, EXPIRED
+from saga.patience import Patience
 from saga.storage.base import BarrierKey, BarrierRow, ParticipantStore
 
 T = TypeVar("T")
 REPEATS_MAX: Final = 5
 """How often a transaction that the database refused is repeated in place, uncounted (row D-03)."""
-PAUSE_SECONDS: Final = 0.05
-PAUSE_SECONDS_MAX: Final = 10.0
 log: Final[logging.Logger] = logging.getLogger("saga.participant")
 
 
@@ -67,14 +66,12 @@ class Settling:
         store: ParticipantStore,
         *,
         answer: Callable[[Attempt, Answer], None],
-        clock: Clock,
-        ids: Ids,
+        patience: Patience,
         counts: Counter[str],
     ) -> None:
         self.store = store
+        self.patience: Patience = patience
         self._answer = answer
-        self._clock = clock
-        self._ids = ids
         self._counts = counts
 
     def answer(self, attempt: Attempt, answer: Answer) -> None:
@@ -142,25 +139,11 @@ class Settling:
 
     async def outlast(self, call: Callable[[], Awaitable[T]]) -> T:
         """Return what `call` returns; while it raises, wait and call it again."""
-        failures = 0
-        while True:
-            done, result = await self._tried(call)
-            if done:
-                return result  # type: ignore[return-value]  # done: it is what `call` returned
-            failures += 1
-            await self.pause(failures)
+        return await self.patience.outlast(call, _told)
 
-    async def _tried(self, call: Callable[[], Awaitable[T]]) -> tuple[bool, T | None]:
-        try:
-            return True, await call()
-        except Exception as error:
-            log.warning("the participant's database does not answer (%s); tried again", type(error).__name__)
-            return False, None
 
-    async def pause(self, failures: int) -> None:
-        """Wait before repetition number `failures`: doubling, jittered, at most 10 s."""
-        seconds = min(PAUSE_SECONDS_MAX, PAUSE_SECONDS * 2 ** min(failures, 10))
-        await self._clock.sleep(seconds * (0.5 + self._ids.fraction() / 2))
+def _told(error: Exception) -> None:
+    log.warning("the participant's database does not answer (%s); tried again", type(error).__name__)
 
 
 class Runs:

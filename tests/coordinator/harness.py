@@ -59,6 +59,7 @@ from saga.outbox.parking import Parking
 from saga.outbox.publisher import CommandPublisher, DirectPublisher
 from saga.outbox.queued import QueuedRows
 from saga.outbox.relay import Relay
+from saga.patience import Patience
 from saga.storage.base import Advanced, Changes, Loaded, ParkedRow, ValueKey, Work
 from saga.storage.sqlalchemy import tables as t
 from saga.storage.sqlalchemy.coordinator import SqlClientStore, SqlCoordinatorStore
@@ -576,9 +577,8 @@ class Node:
             inside_handler=lambda: False,
             **ports,
         )
-        self.parking = Parking(
-            SqlParkingStore(self.database, stack.namespace), self.broker, clock=stack.clock, ids=ids
-        )
+        parked = SqlParkingStore(self.database, stack.namespace)
+        self.parking = Parking(parked, self.broker, Patience(stack.clock, ids))
         self.coordinator = Coordinator(
             self.registry,
             self.broker,
