@@ -10,15 +10,17 @@ import secrets
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import asyncpg
 
-from devservices.base import Certificates, NotControllable, Origin, Service, Unavailable
+from devservices.base import Certificates, NotControllable, Origin, Unavailable
+from devservices.lending import DatabaseServer
 from devservices.processes import ServerProcess, free_port, guard, primary_group
 
 _DRIVER = "postgresql+asyncpg"
@@ -41,7 +43,27 @@ timezone = 'UTC'
 """
 
 
-class Postgres(Service):
+# Until they are gone, for what they still do would be done to the next one; 10 s at most.
+_END_SESSIONS = """
+DO $$ BEGIN
+  FOR n IN 1..1000 LOOP
+    PERFORM pg_terminate_backend(pid) FROM pg_stat_activity
+      WHERE datname = current_database() AND pid <> pg_backend_pid();
+    EXIT WHEN NOT FOUND;
+    PERFORM pg_sleep(0.01);
+    PERFORM pg_stat_clear_snapshot();
+  END LOOP;
+END $$
+"""
+# A schema or a setting of its own.
+_CHANGED = """
+SELECT EXISTS (SELECT 1 FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname NOT IN ('information_schema', 'public'))
+  OR EXISTS (SELECT 1 FROM pg_db_role_setting JOIN pg_database ON pg_database.oid = setdatabase
+             WHERE datname = current_database())
+"""
+
+
+class Postgres(DatabaseServer):
     """A PostgreSQL server that we may make databases and roles on. `url` names its maintenance database."""
 
     name: ClassVar[str] = "PostgreSQL"
@@ -50,7 +72,7 @@ class Postgres(Service):
         self.origin = origin
         self.url = _with_driver(url)
         self.version = self._read_version()
-        self._templates: dict[str, str] = {}
+        super().__init__()
 
     def database_url(self, database: str, *, role: str | None = None, password: str | None = None) -> str:
         """Return the address of a database of this server, for the administrator or for another role."""
@@ -62,11 +84,11 @@ class Postgres(Service):
         return urlunsplit((parts.scheme, netloc, f"/{quote(database, safe='')}", parts.query, ""))
 
     def create_database(
-        self, name: str | None = None, *, template: str = "template0", owner: str | None = None
+        self, name: str | None = None, *, template: str | None = None, owner: str | None = None
     ) -> str:
         """Make a database (a fresh name unless one is given) and return its address."""
         name = name or f"saga_{secrets.token_hex(6)}"
-        statement = f"CREATE DATABASE {quoted(name)} TEMPLATE {quoted(template)}"
+        statement = f"CREATE DATABASE {quoted(name)} TEMPLATE {quoted(template or 'template0')}"
         self.execute(statement + (f" OWNER {quoted(owner)}" if owner else ""))
         return self.database_url(name)
 
@@ -74,18 +96,6 @@ class Postgres(Service):
         """Drop a database, also while connections to it are open. A missing one is fine."""
         name = database_name(url_or_name) if "://" in url_or_name else url_or_name
         self.execute(f"DROP DATABASE IF EXISTS {quoted(name)} WITH (FORCE)")
-
-    def template(self, key: str, build: Callable[[str], None]) -> str:
-        """Return the name of a database that `build(url)` has filled once, to be copied by `create_database`."""
-        if key not in self._templates:
-            url = self.create_database()
-            try:
-                build(url)
-            except BaseException:
-                self.drop_database(url)
-                raise
-            self._templates[key] = database_name(url)
-        return self._templates[key]
 
     def create_role(self, name: str | None = None, password: str | None = None) -> tuple[str, str]:
         """Make a role that may log in and nothing else; return its name and password for `database_url`."""
@@ -120,10 +130,14 @@ class Postgres(Service):
         """
         return _in_thread(_execute(database_url or self.url, statements))
 
-    def close(self) -> None:
-        for name in self._templates.values():
-            self.drop_database(name)
-        self._templates.clear()
+    def name_of(self, url: str) -> str:
+        return database_name(url)
+
+    def _filled(self, url: str) -> Mapping[str, bool]:
+        return _in_thread(_filled(url))
+
+    def _clean(self, url: str, *, tables: Collection[str], kept: Collection[str]) -> bool:
+        return _in_thread(_clean(url, tables, kept))
 
     def _read_version(self) -> str:
         try:
@@ -304,10 +318,43 @@ def _unprivileged_user() -> str | None:
 
 
 async def _execute(url: str, statements: Sequence[str]) -> list[list[tuple[Any, ...]]]:
+    async with _connected(url) as connection:
+        return [[tuple(row) for row in await connection.fetch(statement)] for statement in statements]
+
+
+async def _filled(url: str) -> Mapping[str, bool]:
+    async with _connected(url) as connection:
+        return await _tables(connection)
+
+
+async def _clean(url: str, tables: Collection[str], kept: Collection[str]) -> bool:
+    async with _connected(url) as connection:
+        await connection.execute(_END_SESSIONS)
+        filled = await _tables(connection)
+        statements = [f"DROP TABLE {quoted(name)} CASCADE" for name in filled if name not in tables]
+        statements += [
+            f"DELETE FROM {quoted(name)}"
+            for name, rows in filled.items()
+            if rows and name in tables and name not in kept
+        ]
+        if statements:
+            await connection.execute("; ".join(statements))
+        return not await connection.fetchval(_CHANGED)
+
+
+async def _tables(connection: asyncpg.Connection[asyncpg.Record]) -> Mapping[str, bool]:
+    found = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    names = [row[0] for row in found]
+    parts = (f"EXISTS (SELECT 1 FROM {quoted(name)})" for name in names)
+    return dict(zip(names, await connection.fetchrow("SELECT " + ", ".join(parts)) or (), strict=True))
+
+
+@asynccontextmanager
+async def _connected(url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
     plain = re.sub(r"^postgresql\+\w+://", "postgresql://", url)
     connection = await asyncpg.connect(plain, timeout=_CONNECT_SECONDS_MAX)
     try:
-        return [[tuple(row) for row in await connection.fetch(statement)] for statement in statements]
+        yield connection
     finally:
         await connection.close(timeout=_CONNECT_SECONDS_MAX)
 

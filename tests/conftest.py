@@ -162,9 +162,8 @@ def require(pytestconfig: pytest.Config) -> Callable[[str, Callable[[], _S]], _S
 @pytest.fixture
 def postgres_url(postgres_server: Postgres) -> Iterator[str]:
     """The address (`postgresql+asyncpg://`) of an empty database of this test's own."""
-    url = postgres_server.create_database()
-    yield url
-    postgres_server.drop_database(url)
+    with postgres_server.lent("empty", lambda url: None) as url:
+        yield url
 
 
 @pytest.fixture

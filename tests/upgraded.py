@@ -1,4 +1,4 @@
-"""Databases with our tables in them: one is upgraded per run and stack, every test gets a copy of its own."""
+"""Databases with our tables in them and no rows: one is upgraded per run and stack, others are copies of it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ from tests.stacks import SERVERS, in_file
 
 @contextmanager
 def upgraded(stack: str, request: pytest.FixtureRequest) -> Iterator[str]:
-    """Give the address of a database of this test's own."""
+    """Give the address of a database that is this test's alone."""
     if in_file(stack):
         yield f"sqlite+aiosqlite:///{_copied_file(request)}"
         return
     server: Postgres | MySqlServer = request.getfixturevalue(SERVERS[stack])
-    url = server.create_database(template=server.template("saga-upgraded", upgrade))
-    yield url
-    server.drop_database(url)
+    with server.lent("saga-upgraded", upgrade) as url:
+        yield url
 
 
 def _copied_file(request: pytest.FixtureRequest) -> Path:

@@ -13,11 +13,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, make_url, text
+from sqlalchemy.exc import DBAPIError
 
 from devservices import (
     LocalKafka,
     LocalPostgres,
     LocalRabbitMq,
+    MySqlServer,
     NotControllable,
     Origin,
     Postgres,
@@ -73,6 +76,45 @@ def test_databases_come_from_a_template_that_is_built_once(postgres_server: Post
         assert postgres_server.execute("SELECT count(*) FROM t", database_url=url) == [[(0,)]]
         postgres_server.drop_database(url)
     assert len(builds) == 1
+
+
+@pytest.mark.parametrize("kind", ["postgres", "mariadb", "mysql"])
+def test_a_database_that_is_lent_is_as_it_was_made_and_nobody_else_works_in_it(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    server: Postgres | MySqlServer = request.getfixturevalue(f"{kind}_server")
+
+    def build(url: str) -> None:
+        server.execute(
+            "CREATE TABLE t (id int)",
+            "CREATE TABLE version (number int)",
+            "INSERT INTO version VALUES (7)",
+            database_url=url,
+        )
+
+    with server.lent(f"lent {kind}", build) as first:
+        server.execute("INSERT INTO t VALUES (1)", "CREATE TABLE u (id int)", database_url=first)
+        plain = {"postgres": "postgresql+psycopg"}.get(kind, "mysql+pymysql")
+        left = create_engine(make_url(first).set(drivername=plain)).connect()
+        left.execute(text("INSERT INTO t VALUES (2)"))
+    with pytest.raises(DBAPIError):  # its session was ended before the rows went
+        left.execute(text("INSERT INTO t VALUES (3)"))
+    with server.lent(f"lent {kind}", build) as second, server.lent(f"lent {kind}", build) as third:
+        assert second == first != third
+        for url in (second, third):
+            assert server.execute("SELECT id FROM t", "SELECT number FROM version", database_url=url) == [
+                [],
+                [(7,)],
+            ]
+        with pytest.raises(Exception, match="u"):
+            server.execute("SELECT id FROM u", database_url=second)
+
+
+def test_a_database_that_was_changed_beyond_its_tables_is_not_lent_again(postgres_server: Postgres) -> None:
+    with postgres_server.lent("with a schema", lambda url: None) as first:
+        postgres_server.create_schema(first, "accounts")
+    with postgres_server.lent("with a schema", lambda url: None) as second:
+        assert second != first
 
 
 def test_a_role_owns_its_schema_and_sees_no_other(postgres_server: Postgres) -> None:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from saga import failpoints
 from saga.clock import SystemClock, SystemIds, TaskSpawner
 from saga.storage.sqlalchemy.database import Database
+from tests.features_due import POSTGRES_RABBITMQ
 from tests.participant.harness import Rig, make_tables
 from tests.stacks import TWIN
-
-URLS = {
-    "sqlite": "sqlite_url",
-    "postgres-rabbitmq": "postgres_url",
-    "mariadb": "mariadb_url",
-    "mysql": "mysql_url",
-}
-"""Stack to the fixture that gives an empty database."""
+from tests.upgraded import upgraded
 
 
 @pytest.fixture(params=["sqlite", "postgres-rabbitmq", "mariadb", *TWIN])
@@ -27,9 +21,8 @@ def stack(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def rig(stack: str, request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+async def rig(url: str) -> AsyncIterator[Rig]:
     """Services on the stack's database."""
-    url = str(request.getfixturevalue(URLS[stack]))
     spawner = TaskSpawner()
     database = Database(url, clock=SystemClock(), ids=SystemIds(), spawner=spawner, pool_size=8)
     await database.run(make_tables)
@@ -38,6 +31,12 @@ async def rig(stack: str, request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
     failpoints.disarm()
     await rig.close()
     await database.dispose()
+
+
+@pytest.fixture
+def url_on_postgres(request: pytest.FixtureRequest) -> Iterator[str]:
+    with upgraded(POSTGRES_RABBITMQ, request) as url:
+        yield url
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from saga.participant.service import ParticipantService
 from saga.storage.sqlalchemy.database import Database
 from saga.storage.sqlalchemy.parking import SqlParkingStore
 from saga.storage.sqlalchemy.participant import SqlParticipantStore
-from saga.storage.sqlalchemy.tables import barrier, lone_run, metadata, parked
+from saga.storage.sqlalchemy.tables import barrier, lone_run, parked
 from tests.plugins.watch import CANARY
 
 NAMESPACE = "default"
@@ -262,8 +262,7 @@ class Rig:
 
 
 def make_tables(connection: Any) -> None:
-    """Our tables and the business's, with two accounts of 100."""
-    metadata.create_all(connection)
+    """The business's tables, with two accounts of 100."""
     own.create_all(connection)
     connection.execute(insert(account), [{"id": "alice", "balance": 100}, {"id": "bob", "balance": 100}])
 

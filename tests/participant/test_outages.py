@@ -31,15 +31,15 @@ pytestmark = pytest.mark.stack("postgres-rabbitmq")
 
 
 @pytest.fixture
-async def link(postgres_url: str, proxy: ProxyFactory) -> Proxy:
-    return await proxy(postgres_url)
+async def link(url_on_postgres: str, proxy: ProxyFactory) -> Proxy:
+    return await proxy(url_on_postgres)
 
 
 @pytest.fixture
-async def far(postgres_url: str, link: Proxy) -> AsyncIterator[tuple[Rig, Database]]:
+async def far(url_on_postgres: str, link: Proxy) -> AsyncIterator[tuple[Rig, Database]]:
     """A rig that looks at the database directly, and the same database through the proxy for its services."""
     spawner = TaskSpawner()
-    near = Database(postgres_url, clock=SystemClock(), ids=SystemIds(), spawner=spawner)
+    near = Database(url_on_postgres, clock=SystemClock(), ids=SystemIds(), spawner=spawner)
     await near.run(make_tables)
     rig = Rig(near, spawner)
     database = Database(link.url, clock=SystemClock(), ids=SystemIds(), spawner=spawner)

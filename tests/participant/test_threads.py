@@ -785,11 +785,11 @@ async def test_a_missing_driver_is_told_before_the_first_message(
 
 
 @pytest.fixture
-async def far(postgres_url: str, proxy: ProxyFactory) -> AsyncIterator[tuple[Rig, Database, Proxy]]:
+async def far(url_on_postgres: str, proxy: ProxyFactory) -> AsyncIterator[tuple[Rig, Database, Proxy]]:
     """A rig that looks at the database directly, and the same database through a proxy for its services."""
-    link = await proxy(postgres_url)
+    link = await proxy(url_on_postgres)
     spawner = TaskSpawner()
-    near = Database(postgres_url, clock=SystemClock(), ids=SystemIds(), spawner=spawner)
+    near = Database(url_on_postgres, clock=SystemClock(), ids=SystemIds(), spawner=spawner)
     await near.run(make_tables)
     rig = Rig(near, spawner)
     database = Database(link.url, clock=SystemClock(), ids=SystemIds(), spawner=spawner)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from uuid import UUID
@@ -29,7 +30,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from saga.storage.sqlalchemy import schema
 from saga.storage.sqlalchemy.failures import code
-from saga.storage.sqlalchemy.mysqllink import QuietCursor
+from saga.storage.sqlalchemy.mysqllink import BoundedThreadConnection, QuietCursor
 from saga.storage.sqlalchemy.types import instant, key, name, uuid
 from tests.storage.conftest import MYSQL, Opener
 
@@ -236,3 +237,19 @@ async def test_two_upgrades_at_once_wait_for_a_lock_of_the_connection(url: str, 
     await asyncio.gather(*(opened(url).run(schema.upgrade) for _ in range(2)))
     free = text("SELECT IS_FREE_LOCK(CONCAT('saga-', SHA1(DATABASE())))")
     assert await opened(url).run(lambda connection: connection.scalar(free)) == 1
+
+
+def test_a_thread_whose_link_checks_nobody_reads_no_authorities(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyMySQL reads all of the system's before each connection that says nothing of TLS, for 70 ms."""
+
+    class Read(Exception):
+        pass
+
+    def read(*_: object, **__: object) -> None:
+        raise Read
+
+    monkeypatch.setattr(ssl, "create_default_context", read)
+    link = BoundedThreadConnection(defer_connect=True)
+    assert link.ctx.verify_mode is ssl.CERT_NONE
+    with pytest.raises(Read):
+        BoundedThreadConnection(defer_connect=True, ssl_ca="ca.pem")
