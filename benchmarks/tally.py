@@ -10,6 +10,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Engine, event
 
 from benchmarks.counters import Counts
+from saga.storage.sqlalchemy.sqlite import WRITES
 
 _FORMAT: Final = struct.Struct("=QQ")
 _BESIDE: Final = ("BEGIN", "COMMIT", "ROLLBACK", "PRAGMA")
@@ -26,8 +27,8 @@ def count_into(path: str) -> None:
         connection: Connection, _cursor: Any, statement: str, parameters: Any, _context: Any, many: bool
     ) -> None:
         nonlocal statements
-        if statement.startswith("BEGIN"):
-            connection.info["tally_writes"] = statement == "BEGIN IMMEDIATE"
+        if statement == "BEGIN IMMEDIATE":  # the naive form's own
+            connection.info[WRITES] = True
         elif not statement.startswith(_BESIDE):
             statements += len(parameters) if many else 1
             _FORMAT.pack_into(memory, 0, commits, statements)
@@ -35,7 +36,7 @@ def count_into(path: str) -> None:
     @event.listens_for(Engine, "commit")
     def committed(connection: Connection) -> None:
         nonlocal commits
-        if connection.info.get("tally_writes"):
+        if connection.info.get(WRITES):
             commits += 1
             _FORMAT.pack_into(memory, 0, commits, statements)
 

@@ -15,9 +15,10 @@ from typing import Any, Final
 from sqlalchemy import URL, Pool
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.sqlite.base import SQLiteExecutionContext
-from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 from sqlalchemy.util import await_only
+
+from saga.storage.sqlalchemy.sqlite import InTurn
 
 DRIVER: Final = "saga_inline"
 
@@ -65,7 +66,7 @@ class InlineExecution(SQLiteExecutionContext):
         return self._dbapi_connection.cursor()
 
 
-class InlineDialect(SQLiteDialect_pysqlite):
+class InlineDialect(InTurn):
     """SQLite through the standard library's driver, for an asynchronous engine."""
 
     driver: str = DRIVER

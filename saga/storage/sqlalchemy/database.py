@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, Engine, event, make_url
+from sqlalchemy import Connection, Engine, make_url
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -24,7 +24,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_ran
 from saga.clock import Clock, Ids, Spawner
 from saga.errors import ConfigurationError, MissingExtra, StorageBusy, StorageUnavailable
 from saga.failpoints import failpoint
-from saga.storage.sqlalchemy import quiet, threadengine
+from saga.storage.sqlalchemy import quiet, sqlite, threadengine
 from saga.storage.sqlalchemy.failures import (
     UNUSABLE_SQLITE,
     Failure,
@@ -119,12 +119,12 @@ class Database:
             if self._server is not None and self._server.single_statements
             else None
         )
-
-        self._reading = self.engine.execution_options(saga_reads=True) if self.writer else None
         self._threads: Engine | None = None
 
     def _sqlite_engine(self, pool_size: int) -> AsyncEngine:
         url, connect_args = self._sqlite_driver()
+        writer = self.writer
+        assert writer is not None
         engine = create_async_engine(
             url,
             hide_parameters=True,
@@ -132,10 +132,9 @@ class Database:
             max_overflow=0,
             pool_timeout=STATEMENT_SECONDS,
             connect_args=connect_args,
+            take_turn=lambda: await_only(writer.acquire()),
         )
-        writer = self.writer
-        assert writer is not None
-        _queue_writers(engine.sync_engine, lambda: await_only(writer.acquire()), writer.release)
+        sqlite.configure(engine.sync_engine, writer.release)
         return engine
 
     def _sqlite_driver(self) -> tuple[URL, dict[str, Any]]:
@@ -145,7 +144,7 @@ class Database:
             "isolation_level": None,
             "async_creator_fn": quiet.connect,
         }
-        return self.url, arguments
+        return self.url.set(drivername=sqlite.ASYNC_DRIVER), arguments
 
     def serve_threads(self, connections: int) -> Engine:
         """Return the engine of sessions in threads, made at the first call, with so many connections of its own.
@@ -165,9 +164,9 @@ class Database:
     def _sqlite_thread_engine(self, pool: dict[str, Any]) -> Engine:
         writer = self.writer
         assert writer is not None
-        engine = threadengine.sqlite(self.url, busy_seconds=STATEMENT_SECONDS, **pool)
         take, give_back = threadengine.turns(writer, asyncio.get_running_loop())
-        _queue_writers(engine, take, give_back)
+        engine = threadengine.sqlite(self.url, busy_seconds=STATEMENT_SECONDS, take_turn=take, **pool)
+        sqlite.configure(engine, give_back)
         return engine
 
     @property
@@ -279,13 +278,14 @@ class Database:
     ) -> T:
         alone = single and self._autocommit is not None
         engine = self._autocommit if alone and self._autocommit is not None else self.engine
-        if reads and self._reading is not None:
-            engine = self._reading
         run = _run_single if alone else _begin_and_commit
+        snapshot = reads and self.writer is not None
 
         def checked_out() -> T:
             # one switch for checkout, statements and checkin: each would be some passes of the loop by itself
             with engine.sync_engine.connect() as connection:
+                if snapshot:
+                    sqlite.reads(connection)
                 return run(connection, function)
 
         # P36: the turn comes before the pool, whose connections are opened and handed out in any order
@@ -341,37 +341,3 @@ def _begin_and_commit(connection: Connection, function: Callable[[Connection], T
             transaction.rollback()
         raise
     return result
-
-
-def _queue_writers(sync: Engine, take: Callable[[], object], give_back_turn: Callable[[], object]) -> None:
-    """Begin every SQLite transaction with the process's fair lock and BEGIN IMMEDIATE (LITE-1, P36).
-
-    `take` waits for the lock, at a transaction's first statement. It is given back when the connection returns to the
-    pool, so it covers COMMIT as well.
-    """
-
-    @event.listens_for(sync, "connect")
-    def configure(raw: Any, _record: Any) -> None:
-        cursor = raw.cursor()
-        for pragma in ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=FULL", "PRAGMA foreign_keys=ON"):
-            cursor.execute(pragma)
-        cursor.close()
-
-    @event.listens_for(sync, "begin")
-    def begin(connection: Connection) -> None:
-        if connection.get_execution_options().get("saga_reads"):
-            connection.exec_driver_sql(
-                "BEGIN"
-            )  # a snapshot: readers and the writer never wait for each other
-            return
-        if not connection.info.get("saga_writer"):
-            take()
-            connection.info["saga_writer"] = True
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    def give_back(_raw: Any, record: Any, *_rest: Any) -> None:
-        if record is not None and record.info.pop("saga_writer", None):
-            give_back_turn()
-
-    for hook in ("checkin", "invalidate", "soft_invalidate", "close"):
-        event.listen(sync.pool, hook, give_back)

@@ -16,6 +16,7 @@ from sqlalchemy.engine import URL
 
 from saga.errors import MissingExtra
 from saga.storage.sqlalchemy.pools import pass_over_the_dead
+from saga.storage.sqlalchemy.sqlite import THREAD_DRIVER
 
 DRIVER: Final = "postgresql+psycopg"
 MYSQL_DRIVER: Final = "mysql+pymysql"
@@ -102,12 +103,13 @@ def mysql(
     return engine
 
 
-def sqlite(url: URL, *, busy_seconds: float, **pool: Any) -> Engine:
-    """Return an engine on the standard library's driver. Its transactions begin as its listeners say (LITE-1)."""
+def sqlite(url: URL, *, busy_seconds: float, take_turn: Callable[[], object], **pool: Any) -> Engine:
+    """Return an engine on the standard library's driver. Who begins to write waits in `take_turn` (LITE-1)."""
     return create_engine(
-        url.set(drivername="sqlite+pysqlite"),
+        url.set(drivername=THREAD_DRIVER),
         hide_parameters=True,
         connect_args={"timeout": busy_seconds, "isolation_level": None, "check_same_thread": False},
+        take_turn=take_turn,
         **pool,
     )
 
