@@ -12,9 +12,10 @@ docs/settings.md is made from this module.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 from difflib import get_close_matches
 from pathlib import Path
@@ -133,9 +134,15 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Leave out a file that there is not: asking it takes as long as all the others."""
+        """Leave out an environment that says nothing and a file that there is not: asking each takes long."""
+        found: Collection[str] = getattr(env_settings, "env_vars", ())
+        says = any(variable.lower() in found for _, variable, _ in _fields())
         is_there = getattr(dotenv_settings, "env_file", None) is not None
-        return (init_settings, env_settings, *((dotenv_settings,) if is_there else ()))
+        return (
+            init_settings,
+            *((env_settings,) if says else ()),
+            *((dotenv_settings,) if is_there else ()),
+        )
 
     def origin(self, name: str) -> str:
         """Return where a setting comes from: `code`, `environment`, the file's path, or `default`."""
@@ -234,10 +241,13 @@ def reference() -> str:
     )
 
 
-def _fields() -> Iterator[tuple[str, str, FieldInfo]]:
-    """Yield name, variable and field of each setting."""
-    for name, field in Settings.model_fields.items():
-        yield name.rstrip("_"), PREFIX + name.rstrip("_").upper(), field
+@functools.cache
+def _fields() -> Sequence[tuple[str, str, FieldInfo]]:
+    """Return name, variable and field of each setting."""
+    return [
+        (name.rstrip("_"), PREFIX + name.rstrip("_").upper(), field)
+        for name, field in Settings.model_fields.items()
+    ]
 
 
 def _field(name: str) -> FieldInfo:
