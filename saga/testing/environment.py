@@ -221,12 +221,14 @@ class Environment:
             self._stage.loop = asyncio.get_running_loop()
             url = self._place(stack)
             self._tasks = MortalSpawner()
-            """Transactions, and processes that come back."""
-            stack.push_async_callback(self._tasks.close)
+            """Of the environment itself: who drives for the client, and processes that come back."""
+            self._transactions = MortalSpawner()
+            for spawner in (self._tasks, self._transactions):
+                stack.push_async_callback(spawner.close)
             ports: dict[str, Any] = {
                 "clock": self.clock,
                 "ids": SystemIds(self.clock),
-                "spawner": self._tasks,
+                "spawner": self._transactions,
             }
             self._database = StayingDatabase(url, **ports, pool_size=POOL)
             stack.push_async_callback(self._database.shut)
@@ -406,7 +408,7 @@ class Environment:
     def tasks(self) -> set[asyncio.Task[Any]]:
         """The environment's own tasks, which end with it."""
         mine = [task for process in self._processes.values() for task in process.tasks]
-        return {*mine, *self._tasks.tasks}
+        return {*mine, *self._tasks.tasks, *self._transactions.tasks}
 
     # --- what the driver asks ---------------------------------------------------------------------
 
@@ -416,13 +418,10 @@ class Environment:
             raise self._broken
         return bool(
             self._reviving
+            or self._transactions.tasks
             or connections_out(self._database.engine)
-            or self._transactions()
-            or any(process.threads_taken for process in self._processes.values())
+            or self._processes[PARTICIPANTS].threads_taken
         )
-
-    def _transactions(self) -> bool:
-        return any(not task.get_name().startswith("saga-testing-") for task in self._tasks.tasks)
 
     @property
     def handling(self) -> list[str]:
@@ -542,11 +541,6 @@ def _plain_engine(url: URL) -> AsyncEngine:
     engine = create_async_engine(inline(url), connect_args=CONNECT)
     compile_once(engine)
     _forget_on_power_loss(engine)
-
-    @event.listens_for(engine.sync_engine, "begin")
-    def begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN")
-
     return engine
 
 
