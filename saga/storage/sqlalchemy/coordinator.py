@@ -41,6 +41,10 @@ PENDING: Final = (
     .order_by(_p.id)
     .limit(bindparam("b_limit"))
 )
+_d = t.definition.c
+DEFINITIONS: Final = select(_d.name, _d.version, _d.fingerprint).where(
+    _d.namespace == bindparam("b_namespace")
+)
 
 
 def statements_for(database: Database, namespace: str, *, queued: bool = False) -> Statements:
@@ -193,24 +197,21 @@ class SqlCoordinatorStore:
     async def register(self, definitions: Sequence[tuple[str, int, str, str]]) -> Sequence[str]:
         def transaction(connection: Connection) -> Sequence[str]:
             now = self._sql.now(connection)
-            for name, version, fingerprint, content in definitions:
-                connection.execute(
-                    self._sql.insert_ignore(t.definition).values(
-                        namespace=self._namespace,
-                        name=name,
-                        version=version,
-                        fingerprint=fingerprint,
-                        content=content,
-                        created_at=now,
-                    )
-                )
-            d = t.definition.c
-            known = {
-                (row.name, row.version): row.fingerprint
-                for row in connection.execute(
-                    select(d.name, d.version, d.fingerprint).where(d.namespace == self._namespace)
-                )
-            }
+            rows = [
+                {
+                    "namespace": self._namespace,
+                    "name": name,
+                    "version": version,
+                    "fingerprint": fingerprint,
+                    "content": content,
+                    "created_at": now,
+                }
+                for name, version, fingerprint, content in definitions
+            ]
+            if rows:
+                connection.execute(self._sql.insert_ignore(t.definition), rows)
+            found = connection.execute(DEFINITIONS, {"b_namespace": self._namespace})
+            known = {(row.name, row.version): row.fingerprint for row in found}
             return [
                 name for name, version, fingerprint, _ in definitions if known[name, version] != fingerprint
             ]

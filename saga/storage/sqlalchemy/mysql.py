@@ -10,6 +10,7 @@ import json
 from base64 import b64encode
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import cache
 from typing import Any, Final
 from uuid import UUID
 
@@ -20,7 +21,6 @@ from sqlalchemy import (
     Select,
     Table,
     TextClause,
-    Update,
     bindparam,
     insert,
     select,
@@ -29,7 +29,7 @@ from sqlalchemy import (
 
 from saga.storage.base import Lease, MovedRow, OutboxRow, StoredRow
 from saga.storage.sqlalchemy import tables as t
-from saga.storage.sqlalchemy.statements import LOAD, Fenced, Statements, queue_row
+from saga.storage.sqlalchemy.statements import LOAD, Fenced, Statements, queue_row, taking
 from saga.storage.sqlalchemy.types import UtcDateTime
 
 STATEMENT_BYTES: Final = 900_000
@@ -113,6 +113,7 @@ _HELD: Final = select(_l.name, _l.epoch).where(
 )
 
 
+@cache
 def insert_ignore(table: Table) -> Insert:
     """Return an INSERT that leaves out rows whose key is there, on tables of keys only.
 
@@ -191,11 +192,11 @@ class MySQLStatements(Statements):
         connection.execute(_DELETE_RUNS[table], {"namespace": self.namespace, "runs": document})
 
     def take_leases(
-        self, connection: Connection, take: Update, names: Collection[str], owner: UUID
+        self, connection: Connection, names: Collection[str], owner: UUID, seconds: float
     ) -> list[Lease]:
-        connection.execute(take)
-        held = {"b_namespace": self.namespace, "b_names": sorted(names), "b_owner": owner}
-        return [Lease(*row) for row in connection.execute(_HELD, held)]
+        sought = self._sought_leases(connection, names, owner, seconds)
+        connection.execute(taking(self.instant), sought)
+        return [Lease(*row) for row in connection.execute(_HELD, sought)]
 
 
 def _moved(row: MovedRow) -> dict[str, Any]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import BindParameter, Connection, bindparam, case, delete, insert, select, update
+from sqlalchemy import BindParameter, Connection, Select, bindparam, delete, insert, select, update
 
 from saga.failpoints import failpoint
 from saga.storage.base import IncidentRow, Lease, OutboxRow, StoredRow
 from saga.storage.sqlalchemy import tables as t
 from saga.storage.sqlalchemy.coordinator import statements_for
 from saga.storage.sqlalchemy.database import Database
-from saga.storage.sqlalchemy.statements import queue_row
+from saga.storage.sqlalchemy.statements import Instant, queue_row
 
 BLOCKED_SECONDS_MAX = 60.0
 
@@ -39,7 +40,19 @@ DUE: Final = (
     .limit(bindparam("limit"))
     .with_for_update(skip_locked=True)
 )
+LONG_AGO: Final = datetime(1970, 1, 1, tzinfo=UTC)
+"""When a lease that nobody has had yet was over."""
 BLOCKED: Final = select(_b.ordering_key, _b.next_try_at).where(_b.namespace == _NAMESPACE)
+
+
+@cache
+def _reading_aged(instant: Instant) -> Select[Any]:
+    return READ.where(_o.created_at < instant("before"))
+
+
+@cache
+def _reading_due(instant: Instant) -> Select[Any]:
+    return DUE.where(_d.due_at <= instant("now"))
 
 
 class SqlOutboxStore:
@@ -53,30 +66,13 @@ class SqlOutboxStore:
         self._rows_there: set[str] = set()
 
     async def renew(self, names: Collection[str], owner: UUID, seconds: float) -> Sequence[Lease]:
-        row = t.lease.c
-
         def transaction(connection: Connection) -> Sequence[Lease]:
-            now = self._sql.due_now(connection)
             if missing := sorted(set(names) - self._rows_there):
+                new = {"namespace": self._namespace, "epoch": 0, "expires_at": LONG_AGO}
                 connection.execute(
-                    self._sql.insert_ignore(t.lease).values(expires_at=now),
-                    [{"namespace": self._namespace, "name": name, "epoch": 0} for name in missing],
+                    self._sql.insert_ignore(t.lease), [{**new, "name": name} for name in missing]
                 )
-            take = (
-                update(t.lease)
-                .where(
-                    row.namespace == self._namespace,
-                    row.name.in_(sorted(names)),
-                    (row.owner == owner) | row.owner.is_(None) | (row.expires_at < now),
-                )
-                # the epoch first: a database that assigns from left to right would compare with the new owner (MDB-2)
-                .ordered_values(
-                    (row.epoch, case((row.owner == owner, row.epoch), else_=row.epoch + 1)),
-                    (row.owner, owner),
-                    (row.expires_at, now + timedelta(seconds=seconds)),
-                )
-            )
-            return sorted(self._sql.take_leases(connection, take, names, owner))
+            return sorted(self._sql.take_leases(connection, names, owner, seconds))
 
         leases = await self._database.run(transaction)
         self._rows_there.update(names)
@@ -97,11 +93,10 @@ class SqlOutboxStore:
         sought = {"namespace": self._namespace, "parts": sorted(parts), "low": low, "limit": limit}
 
         def transaction(connection: Connection) -> Sequence[StoredRow]:
-            query = READ
-            if older_than_seconds > 0:
-                before = self._sql.due_now(connection) - timedelta(seconds=older_than_seconds)
-                query = query.where(t.outbox.c.created_at < before)
-            return [StoredRow(*row) for row in connection.execute(query, sought)]
+            if older_than_seconds <= 0:
+                return [StoredRow(*row) for row in connection.execute(READ, sought)]
+            aged = sought | self._sql.at(connection, before=-older_than_seconds)
+            return [StoredRow(*row) for row in connection.execute(_reading_aged(self._sql.instant), aged)]
 
         return await self._database.run(transaction, single=True)
 
@@ -192,8 +187,8 @@ class SqlOutboxStore:
 
     def _move_due(self, connection: Connection, limit: int) -> int:
         d = t.outbox_delayed.c
-        query = DUE.where(d.due_at <= self._sql.due_now(connection))
-        due = connection.execute(query, {"namespace": self._namespace, "limit": limit}).all()
+        sought = {"namespace": self._namespace, "limit": limit, **self._sql.at(connection, now=0.0)}
+        due = connection.execute(_reading_due(self._sql.instant), sought).all()
         if due:
             now = self._sql.now(connection)
             if self._queued:

@@ -6,12 +6,23 @@ Reads of time: `statement_timestamp()` and `clock_timestamp()`, never `now()`, w
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Connection, Insert, Table, TextClause, func, select, text
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Insert,
+    Interval,
+    Table,
+    TextClause,
+    bindparam,
+    func,
+    select,
+    text,
+)
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 
 from saga.messages import CONTENT_TYPE
@@ -197,6 +208,11 @@ def numbers(column: Iterable[int | None]) -> str:
     return "{" + ",".join(map(str, column)).replace("None", "NULL") + "}"
 
 
+@cache
+def _inserting_new(table: Table) -> Insert:
+    return postgresql_insert(table).on_conflict_do_nothing()
+
+
 class PostgreSQLStatements(Statements):
     """The same port calls with one statement for all that a batch writes."""
 
@@ -204,11 +220,15 @@ class PostgreSQLStatements(Statements):
         now: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
         return now
 
-    def due_now(self, connection: Connection) -> Any:
-        return func.clock_timestamp()
+    @classmethod
+    def instant(cls, name: str) -> ColumnElement[Any]:
+        return func.clock_timestamp() + bindparam(name, type_=Interval())
+
+    def at(self, connection: Connection, **seconds: float) -> dict[str, Any]:
+        return {name: timedelta(seconds=each) for name, each in seconds.items()}
 
     def insert_ignore(self, table: Table) -> Insert:
-        return postgresql_insert(table).on_conflict_do_nothing()
+        return _inserting_new(table)
 
     def load(
         self, connection: Connection, run_ids: Collection[UUID], *, lock: bool = False

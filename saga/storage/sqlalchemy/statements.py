@@ -7,19 +7,21 @@ Due times: SQLite has no clock of its own, so its host's is the database time (P
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import (
     BindParameter,
+    ColumnElement,
     Connection,
     Insert,
     Select,
     Table,
     Update,
     bindparam,
+    case,
     delete,
     func,
     insert,
@@ -28,6 +30,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from saga.clock import Clock
 from saga.engine.effects import IncidentKind
@@ -49,8 +52,11 @@ from saga.storage.base import (
 )
 from saga.storage.sqlalchemy import tables as t
 
+Instant = Callable[[str], ColumnElement[Any]]
+"""`instant` of a dialect's statements."""
+
 # Those of every transition are built once: building one takes as long as running it on SQLite.
-_i, _o, _h = t.instance.c, t.outbox.c, t.history.c
+_i, _o, _h, _v, _l = t.instance.c, t.outbox.c, t.history.c, t.value.c, t.lease.c
 _NAMESPACE: Final[BindParameter[Any]] = bindparam("b_namespace")
 _RUNS: Final[BindParameter[Any]] = bindparam("b_runs", expanding=True)
 SERVED: Final[BindParameter[Any]] = bindparam("b_served", expanding=True)
@@ -96,6 +102,11 @@ READ_DUE: Final = (
     .where(_i.namespace == _NAMESPACE, tuple_(_i.saga, _i.saga_version).in_(SERVED))
     .order_by(_i.wakeup_at)
     .limit(bindparam("b_limit"))
+)
+READ_VALUES: Final = select(_v.run_id, _v.step, _v.iteration, _v.round, _v.kind, _v.data).where(
+    _v.namespace == _NAMESPACE,
+    _v.run_id.in_(_RUNS),
+    tuple_(_v.step, _v.kind).in_(bindparam("b_names", expanding=True)),
 )
 DELETE: Final = delete(t.outbox).where(_o.namespace == _NAMESPACE, _o.id == bindparam("b_id"))
 LAST_ID: Final = select(func.last_insert_rowid())
@@ -156,14 +167,8 @@ class Statements:
         """Read payloads by name."""
         if not keys:
             return {}
-        v = t.value.c
-        rows = connection.execute(
-            select(v.run_id, v.step, v.iteration, v.round, v.kind, v.data).where(
-                v.namespace == self.namespace,
-                v.run_id.in_({key.run_id for key in keys}),
-                tuple_(v.step, v.kind).in_({(key.step, key.kind) for key in keys}),
-            )
-        )
+        names = {"b_names": list({(key.step, key.kind) for key in keys})}
+        rows = connection.execute(READ_VALUES, self._these({key.run_id for key in keys}) | names)
         found = {ValueKey(*row[:5]): row.data for row in rows}
         return {key: found[key] for key in keys if key in found}
 
@@ -351,11 +356,10 @@ class Statements:
         P31: a run id that is there already is this same start, run again, and counts as inserted.
         """
         now = self.now(connection)
-        if changes.new:
-            self._insert_new(connection, changes.new, now)
-        runs = self._these([row.run_id for row in changes.new])
-        there = frozenset(connection.execute(KNOWN, runs).scalars())
-        fresh = self._without_history(connection, there)
+        there = fresh = frozenset(row.run_id for row in changes.new)
+        if not self._insert_new(connection, changes.new, now):
+            there = frozenset(connection.execute(KNOWN, self._these(there)).scalars())
+            fresh = self._without_history(connection, there)
         mine = only(changes, fresh)
         self._record(connection, mine.history, mine.values, now)
         return there, self._append(connection, mine.outbox, now)
@@ -364,12 +368,13 @@ class Statements:
         seen = connection.execute(STARTED, self._these(run_ids)).scalars()
         return frozenset(run_ids) - frozenset(seen)
 
-    @functools.cached_property
-    def _starting(self) -> Insert:
-        return self.insert_ignore(t.instance)
+    def _insert_new(self, connection: Connection, rows: Sequence[NewInstance], now: datetime) -> bool:
+        """Insert instances in the order of their ids, so that two processes at once do not deadlock.
 
-    def _insert_new(self, connection: Connection, rows: Sequence[NewInstance], now: datetime) -> None:
-        """Insert instances in the order of their ids, so that two processes at once do not deadlock."""
+        Returns whether all of them were new.
+        """
+        if not rows:
+            return True
         values = []
         for row in sorted(rows, key=lambda row: (row.saga, row.saga_id)):
             fields = row._asdict()
@@ -384,11 +389,11 @@ class Statements:
                     **fields,
                 }
             )
-        connection.execute(self._starting, values)
+        return connection.execute(self.insert_ignore(t.instance), values).rowcount == len(rows)
 
     def insert_ignore(self, table: Table) -> Insert:
-        """Return an INSERT that leaves out rows whose key is there."""
-        return sqlite_insert(table).on_conflict_do_nothing()
+        """Return an INSERT that leaves out rows whose key is there, the same each time."""
+        return _inserting_new(table)
 
     def as_committed(self, query: Select[Any]) -> Select[Any]:
         """Return a query that sees what is committed, also in a caller's transaction with a snapshot of its own."""
@@ -406,11 +411,19 @@ class Statements:
     # --- leases -------------------------------------------------------------------------------
 
     def take_leases(
-        self, connection: Connection, take: Update, names: Collection[str], owner: UUID
+        self, connection: Connection, names: Collection[str], owner: UUID, seconds: float
     ) -> list[Lease]:
-        """Run the update that takes and renews leases of these names; return those that `owner` holds then."""
-        row = t.lease.c
-        return [Lease(*each) for each in connection.execute(take.returning(row.name, row.epoch))]
+        """Take and renew leases that are `owner`'s, nobody's or over; return those that he holds then."""
+        taken = connection.execute(
+            _returning(self.instant), self._sought_leases(connection, names, owner, seconds)
+        )
+        return [Lease(*each) for each in taken]
+
+    def _sought_leases(
+        self, connection: Connection, names: Collection[str], owner: UUID, seconds: float
+    ) -> dict[str, Any]:
+        times = self.at(connection, b_now=0.0, b_until=seconds)
+        return {"b_namespace": self.namespace, "b_names": sorted(names), "b_owner": owner, **times}
 
     # --- polling ------------------------------------------------------------------------------
 
@@ -418,19 +431,60 @@ class Statements:
         self, connection: Connection, limit: int, served: Collection[tuple[str, int]]
     ) -> Sequence[UUID]:
         """Return open instances of served versions whose wake-up has passed, oldest first."""
-        query = READ_DUE.where(_i.wakeup_at <= self.due_now(connection))
         sought = {"b_namespace": self.namespace, "b_served": list(served), "b_limit": limit}
-        return connection.execute(query, sought).scalars().all()
+        times = self.at(connection, b_now=0.0)
+        return connection.execute(_reading_due(self.instant), sought | times).scalars().all()
 
-    def due_now(self, connection: Connection) -> Any:
-        """Return database time as an expression to compare due times with."""
-        return self.now(connection)
+    @classmethod
+    def instant(cls, name: str) -> ColumnElement[Any]:
+        """Return database time for a statement, moved by the seconds that `at` is given by this name."""
+        return bindparam(name, type_=_i.wakeup_at.type)
+
+    def at(self, connection: Connection, **seconds: float) -> dict[str, Any]:
+        """Return the parameters of a statement with such instants."""
+        now = self.now(connection)
+        return {name: now + timedelta(seconds=each) for name, each in seconds.items()}
 
 
 @functools.cache
 def _inserting(table: Table) -> Insert:
     """Return the INSERT of whole rows, the same each time."""
     return insert(table)
+
+
+@functools.cache
+def _inserting_new(table: Table) -> Insert:
+    return sqlite_insert(table).on_conflict_do_nothing()
+
+
+@functools.cache
+def _reading_due(instant: Instant) -> Select[Any]:
+    return READ_DUE.where(_i.wakeup_at <= instant("b_now"))
+
+
+@functools.cache
+def taking(instant: Instant) -> Update:
+    """Return the UPDATE that takes and renews leases."""
+    owner: BindParameter[Any] = bindparam("b_owner", type_=_l.owner.type)
+    return (
+        update(t.lease)
+        .where(
+            _l.namespace == _NAMESPACE,
+            _l.name.in_(bindparam("b_names", expanding=True)),
+            (_l.owner == owner) | _l.owner.is_(None) | (_l.expires_at < instant("b_now")),
+        )
+        # the epoch first: a database that assigns from left to right would compare with the new owner (MDB-2)
+        .ordered_values(
+            (_l.epoch, case((_l.owner == owner, _l.epoch), else_=_l.epoch + 1)),
+            (_l.owner, owner),
+            (_l.expires_at, instant("b_until")),
+        )
+    )
+
+
+@functools.cache
+def _returning(instant: Instant) -> ReturningUpdate[Any]:
+    return taking(instant).returning(_l.name, _l.epoch)
 
 
 def queue_row(row: OutboxRow, now: Any) -> dict[str, Any]:
