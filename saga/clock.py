@@ -114,6 +114,20 @@ class TaskSpawner:
             await asyncio.wait(pending, timeout=seconds)
 
 
+async def woken(event: asyncio.Event, seconds: float, *, clock: Clock, spawner: Spawner, name: str) -> None:
+    """Wait until `event` is set, at the latest in so many seconds; it is set afterwards. Cancelling is safe."""
+
+    async def ring() -> None:
+        await clock.sleep(seconds)
+        event.set()
+
+    timer = spawner.spawn(ring(), name=name)
+    try:
+        await event.wait()
+    finally:
+        timer.cancel()
+
+
 async def within(seconds: float, coroutine: Coroutine[Any, Any, T], *, spawner: Spawner, name: str) -> T:
     """Await `coroutine` for at most `seconds`, then raise TimeoutError and leave it to the spawner.
 

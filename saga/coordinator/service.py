@@ -20,7 +20,7 @@ from pydantic_core import to_json
 from saga import statelog
 from saga.batcher import BESIDE_MIN, Batcher, Lane
 from saga.brokers.base import Broker, Channel, Consumer, Delivery
-from saga.clock import Clock, Ids, Spawner
+from saga.clock import Clock, Ids, Spawner, woken
 from saga.coordinator.arrivals import Arrival, ReplyArrival, TimerArrival
 from saga.coordinator.redrive import RedriveBudget
 from saga.coordinator.work import BatchWork
@@ -370,11 +370,7 @@ class Coordinator:
             if left <= 0:
                 return
             self._wake.clear()
-            timer = self._spawner.spawn(self._clock.sleep(left), name="saga-timer")
-            woken = self._spawner.spawn(self._wake.wait(), name="saga-timer-wake")
-            await asyncio.wait({timer, woken}, return_when=asyncio.FIRST_COMPLETED)
-            timer.cancel()
-            woken.cancel()
+            await woken(self._wake, left, clock=self._clock, spawner=self._spawner, name="saga-timer")
 
     async def _take_pending(self) -> None:
         """P29: apply replies that another release stored for versions which this process has.

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from saga.brokers.base import Broker, PublishOutcome
-from saga.clock import Clock, Ids, Spawner
+from saga.clock import Clock, Ids, Spawner, woken
 from saga.errors import SagaError
 from saga.failpoints import failpoint
 from saga.outbox.publisher import DirectPublisher, pack_rows
@@ -103,11 +103,7 @@ class Relay:
     async def _pause(self, failures: int) -> None:
         jitter = 0.8 + 0.2 * self._ids.fraction()
         seconds = min(POLL_SECONDS * jitter * 2.0**failures, BACKOFF_SECONDS_MAX)
-        timer = self._spawner.spawn(self._clock.sleep(seconds), name="saga-relay-pause")
-        woken = self._spawner.spawn(self._wake.wait(), name="saga-relay-wake")
-        await asyncio.wait({timer, woken}, return_when=asyncio.FIRST_COMPLETED)
-        timer.cancel()
-        woken.cancel()
+        await woken(self._wake, seconds, clock=self._clock, spawner=self._spawner, name="saga-relay-pause")
         self._wake.clear()
 
     async def _sweep(self) -> bool:

@@ -64,6 +64,9 @@ class VirtualClock:
             sleeper: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._sleepers[sleeper] = due
             try:
-                await asyncio.wait({sleeper}, timeout=None if self._frozen is not None else left)
+                if self._frozen is None:
+                    await asyncio.wait({sleeper}, timeout=left)
+                else:
+                    await sleeper
             finally:
                 del self._sleepers[sleeper]
