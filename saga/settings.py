@@ -168,7 +168,9 @@ def load(**code: Any) -> Settings:
     if path and not Path(path).is_file():
         raise ConfigurationError(f"{FILE} names {path}, and there is no such file.")
     from_file = {name.upper() for name in dotenv_values(path)} if path else set[str]()
-    from_environment = {name.upper() for name, value in os.environ.items() if value}
+    from_environment = {
+        name.upper() for name in os.environ if name.upper().startswith(PREFIX) and os.environ[name]
+    }
     _refuse_unknown(from_environment, "the environment")
     _refuse_unknown(from_file, path or "")
     said = {name: value for name, value in code.items() if value is not None}
