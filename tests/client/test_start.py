@@ -234,6 +234,22 @@ async def test_starts_at_the_same_time_share_a_commit(place: Place) -> None:
         assert await place.count("saga_instance") == 100
 
 
+async def test_a_start_of_a_new_id_reads_no_instance(place: Place) -> None:
+    app = place.app()
+    async with app.as_client() as client:
+        assert app._running is not None
+        assert app._running.database is not None
+        statements: list[str] = []
+
+        @event.listens_for(app._running.database.engine.sync_engine, "before_cursor_execute")
+        def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            statements.append(statement)
+
+        await client.start(purchase, Order(), id="o-1")
+        assert any("INSERT" in each and "saga_instance" in each for each in statements)
+        assert not [each for each in statements if each.startswith("SELECT") and "saga_instance" in each]
+
+
 async def test_one_start_that_cannot_be_written_does_not_hurt_those_that_share_its_commit(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -481,6 +481,41 @@ async def test_writers_of_one_process_are_served_in_the_order_in_which_they_came
 
 
 @pytest.mark.stack("sqlite")
+async def test_a_reader_takes_no_turn_and_its_connection_writes_in_turn_afterwards(
+    file_moves: Database,
+) -> None:
+    assert file_moves.writer is not None
+    locked = file_moves.writer.locked
+    assert not await file_moves.run(lambda _: locked(), reads=True)
+    for _ in range(7):  # more often than the pool has connections
+        assert await file_moves.run(lambda _: locked())
+
+
+@pytest.mark.stack("sqlite")
+async def test_a_reader_does_not_wait_for_the_writer_and_sees_what_is_committed(file_moves: Database) -> None:
+    writing, let_go = asyncio.Event(), asyncio.Event()
+
+    def hold(connection: Connection) -> None:
+        insert(1)(connection)
+        writing.set()
+        await_only(let_go.wait())
+
+    holder = asyncio.create_task(file_moves.run(hold))
+    await writing.wait()
+    assert await file_moves.run(read, reads=True) == []
+    let_go.set()
+    await holder
+    assert await file_moves.run(read, reads=True) == [(1, 1)]
+
+
+@pytest.mark.stack("sqlite")
+async def test_no_statement_is_dispatched_to_listeners(file_moves: Database) -> None:
+    """One event of an engine is enough for SQLAlchemy to look for listeners at every statement."""
+    assert not file_moves.engine.sync_engine._has_events
+    assert not file_moves.serve_threads(1)._has_events
+
+
+@pytest.mark.stack("sqlite")
 async def test_a_read_that_becomes_a_write_loses_nothing(sqlite_url: str, opened: Opener) -> None:
     """LITE-1: 4 tasks x 25 read-modify-writes, from two processes' worth of engines."""
     databases = [opened(sqlite_url), opened(sqlite_url)]
