@@ -100,7 +100,8 @@ class Place:
         self.stack = stack
         self.url = url
         self.broker_url = broker_url
-        self.namespace = f"client-{secrets.token_hex(4)}" if broker_url else "default"
+        shared = broker_url is not None and broker_url != "database://"
+        self.namespace = f"client-{secrets.token_hex(4)}" if shared else "default"
         self.queues = MemoryQueues()
         self.engine = callers_engine(url)
 

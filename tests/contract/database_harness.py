@@ -52,7 +52,7 @@ class DatabaseHarness(Harness):
 
     def _options(self, queue_length_max: int | None) -> DatabaseOptions:
         return DatabaseOptions(
-            visibility_seconds=1.0,
+            visibility_seconds=2.0,
             poll_seconds=0.05,
             retry_seconds=0.02,
             delivery_limit=self.delivery_limit,

@@ -10,7 +10,7 @@ import pytest
 from saga import failpoints
 from saga.clock import SystemIds
 from saga.storage.sqlalchemy import tables as t
-from tests.coordinator.harness import Stack
+from tests.coordinator.harness import Calls, Stack
 from tests.features_due import POSTGRES_RABBITMQ
 from tests.plugins.canary import watch_of
 from tests.stacks import REPEATED
@@ -40,6 +40,14 @@ async def stack(request: pytest.FixtureRequest) -> AsyncIterator[Stack]:
     failpoints.disarm()
     if made.rabbitmq_url is not None:
         await delete_queues(made)
+
+
+@pytest.fixture
+def calls(stack: Stack, request: pytest.FixtureRequest) -> Calls | None:
+    """What the server itself counts, where it does."""
+    if stack.name != POSTGRES_RABBITMQ:
+        return None
+    return Calls(request.getfixturevalue("postgres_server"), stack.url)
 
 
 @pytest.fixture

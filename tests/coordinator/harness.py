@@ -79,7 +79,7 @@ PATIENCE_SECONDS = 60.0
 PATIENCE = timedelta(seconds=PATIENCE_SECONDS)
 CALM_SECONDS = 0.1
 """Between a reply and the command that follows from it, on a real broker: more than it takes."""
-QUEUE = DatabaseOptions(visibility_seconds=1.0, poll_seconds=0.1)
+QUEUE = DatabaseOptions(visibility_seconds=2.0, poll_seconds=0.1)
 """Where the database is the broker: what a process held that was killed comes again after a second."""
 
 
@@ -437,13 +437,22 @@ def writes(statement: str) -> bool:
     return any(word in statement for word in ("INSERT ", "UPDATE saga", "DELETE "))
 
 
-def calls(server: Postgres, url: str, like: str) -> int:
-    """Return how often PostgreSQL ran statements like this in one database, by its own count."""
-    rows = server.execute(
-        "SELECT coalesce(sum(s.calls), 0)::int FROM pg_stat_statements s JOIN pg_database d ON d.oid = s.dbid "
-        f"WHERE d.datname = '{database_name(url)}' AND trim(s.query, E' \\n') LIKE '{like}'"
-    )
-    return int(rows[0][0][0])
+class Calls:
+    """What PostgreSQL has run in one database since this was made, by its own count."""
+
+    def __init__(self, server: Postgres, url: str) -> None:
+        self._server = server
+        self._of = (
+            "FROM pg_stat_statements s JOIN pg_database d ON d.oid = s.dbid "
+            f"WHERE d.datname = '{database_name(url)}'"
+        )
+        server.execute(f"SELECT pg_stat_statements_reset(0, s.dbid, 0) {self._of} LIMIT 1")
+
+    def like(self, pattern: str) -> int:
+        """Return how often it ran statements like this."""
+        counted = f"SELECT coalesce(sum(s.calls), 0)::int {self._of}"
+        rows = self._server.execute(f"{counted} AND trim(s.query, E' \\n') LIKE '{pattern}'")
+        return int(rows[0][0][0])
 
 
 def count_statements(database: Database) -> None:

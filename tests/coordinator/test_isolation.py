@@ -236,6 +236,14 @@ def forbid(connection: Connection) -> None:
                 "BEGIN SELECT RAISE(ABORT, 'forbidden'); END"
             )
         )
+    elif connection.dialect.name == "mysql":  # MySQL before 8.0.16 forgets what is to be checked
+        connection.execute(
+            text(
+                "CREATE TRIGGER forbidden BEFORE UPDATE ON saga_instance FOR EACH ROW BEGIN "
+                "IF NEW.saga_id = 'x2' AND NEW.version > 1 THEN "
+                "SIGNAL SQLSTATE '23000' SET MESSAGE_TEXT = 'forbidden'; END IF; END"
+            )
+        )
     else:
         connection.execute(
             text("ALTER TABLE saga_instance ADD CONSTRAINT forbidden CHECK (saga_id <> 'x2' OR version = 1)")
@@ -243,7 +251,7 @@ def forbid(connection: Connection) -> None:
 
 
 def allow(connection: Connection) -> None:
-    if connection.dialect.name == "sqlite":
+    if connection.dialect.name in ("sqlite", "mysql"):
         connection.execute(text("DROP TRIGGER forbidden"))
     else:
         connection.execute(text("ALTER TABLE saga_instance DROP CONSTRAINT forbidden"))

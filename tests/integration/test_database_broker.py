@@ -43,7 +43,7 @@ def stack(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 async def place(stack: str, url: str) -> AsyncIterator[Place]:
-    place = Place(stack, url, None)
+    place = Place(stack, url, "database://")
     async with place.engine.begin() as connection:
         await connection.run_sync(orders.metadata.create_all)
     yield place
