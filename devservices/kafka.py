@@ -6,7 +6,6 @@ import contextlib
 import os
 import secrets
 import shutil
-import signal
 import socket
 import struct
 import subprocess
@@ -17,7 +16,8 @@ from pathlib import Path
 from typing import ClassVar, Final
 from urllib.parse import urlsplit
 
-from devservices.base import Certificates, NotControllable, Origin, Service, Unavailable
+from devservices.base import Certificates, Origin, Service, Unavailable
+from devservices.local import LocalServer
 from devservices.processes import ServerProcess, free_port, guard
 
 VERSION: Final = "4.3.1"
@@ -61,7 +61,7 @@ class Kafka(Service):
         """Nothing to do: it was there before us."""
 
 
-class LocalKafka(Kafka):
+class LocalKafka(LocalServer, Kafka):
     """A broker and controller in one process, in a temporary directory, for this process only.
 
     With certificates it has more ports: `tls_port` for TLS, and `sasl_port` where `USER` logs in over TLS.
@@ -83,42 +83,6 @@ class LocalKafka(Kafka):
         except BaseException:
             self.close()
             raise
-
-    @property
-    def pid(self) -> int:
-        """The process id of the broker."""
-        return self._running().pid
-
-    def kill(self) -> None:
-        self._running().kill()
-
-    def stop(self) -> None:
-        """Stop in good order (SIGTERM), killed after 20 s."""
-        self._running().terminate(signal.SIGTERM, timeout_seconds=20)
-
-    def start(self) -> None:
-        if self._process is not None and self._process.alive:
-            raise NotControllable("Kafka is running; call stop() or kill() before start()")
-        self._launch()
-
-    def pause(self) -> None:
-        self._running().pause()
-
-    def resume(self) -> None:
-        self._running().resume()
-
-    def close(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-        self._process = None
-        if self._directory.exists():
-            shutil.rmtree(self._directory, ignore_errors=True)
-            guard().forget_directory(self._directory)
-
-    def _running(self) -> ServerProcess:
-        if self._process is None:
-            raise NotControllable("Kafka is closed")
-        return self._process
 
     @property
     def _configuration(self) -> Path:

@@ -7,7 +7,6 @@ import os
 import pwd
 import secrets
 import shutil
-import signal
 import ssl
 import subprocess
 import time
@@ -20,8 +19,9 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 import pymysql
 import pymysql.connections
 
-from devservices.base import Certificates, NotControllable, Origin, Unavailable
+from devservices.base import Certificates, Origin, Unavailable
 from devservices.lending import DatabaseServer
+from devservices.local import LocalServer
 from devservices.processes import ServerProcess, free_port, guard, primary_group
 
 _CONNECT_SECONDS_MAX = 10
@@ -187,11 +187,13 @@ class MySqlServer(DatabaseServer):
         return version.partition("-")[0]
 
 
-class LocalMySqlServer(MySqlServer):
+class LocalMySqlServer(LocalServer, MySqlServer):
     """A server made from the programs of this machine in a temporary directory, for this process only.
 
     With certificates it speaks TLS to those who ask for it.
     """
+
+    stop_seconds = 30
 
     def __init__(self, certificates: Certificates | None = None) -> None:
         self._find()
@@ -222,41 +224,6 @@ class LocalMySqlServer(MySqlServer):
     @abstractmethod
     def _command(self) -> Sequence[str | Path]:
         """Return the server's program with the options of its kind."""
-
-    @property
-    def pid(self) -> int:
-        """The process id of the server."""
-        return self._running().pid
-
-    def kill(self) -> None:
-        self._running().kill()
-
-    def stop(self) -> None:
-        self._running().terminate(signal.SIGTERM, timeout_seconds=30)
-
-    def start(self) -> None:
-        if self._process is not None and self._process.alive:
-            raise NotControllable(f"{self.name} is running; call stop() or kill() before start()")
-        self._launch()
-
-    def pause(self) -> None:
-        self._running().pause()
-
-    def resume(self) -> None:
-        self._running().resume()
-
-    def close(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process = None
-        if self._directory.exists():
-            shutil.rmtree(self._directory, ignore_errors=True)
-            guard().forget_directory(self._directory)
-
-    def _running(self) -> ServerProcess:
-        if self._process is None:
-            raise NotControllable(f"{self.name} is closed")
-        return self._process
 
     def _write_users(self, password: str) -> None:
         """Have the server make at its starts whom tests log in as: its own administrator may only use the socket."""

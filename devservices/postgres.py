@@ -19,8 +19,9 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import asyncpg
 
-from devservices.base import Certificates, NotControllable, Origin, Unavailable
+from devservices.base import Certificates, Origin, Unavailable
 from devservices.lending import DatabaseServer
+from devservices.local import LocalServer
 from devservices.processes import ServerProcess, free_port, guard, primary_group
 
 _DRIVER = "postgresql+asyncpg"
@@ -146,11 +147,15 @@ class Postgres(DatabaseServer):
             raise Unavailable(f"PostgreSQL does not answer: {type(error).__name__}: {error}") from error
 
 
-class LocalPostgres(Postgres):
+class LocalPostgres(LocalServer, Postgres):
     """A PostgreSQL server made from the programs of this machine in a temporary directory, for this process only.
 
-    With certificates it asks roles for their password; without, nobody is asked for anything.
+    With certificates it asks roles for their password; without, nobody is asked for anything. `stop` is at once and
+    without a checkpoint (`immediate`), as a crash of the machine's database service would.
     """
+
+    stop_signal = signal.SIGQUIT
+    stop_seconds = 10
 
     def __init__(self, certificates: Certificates | None = None) -> None:
         self._certificates = certificates
@@ -167,42 +172,6 @@ class LocalPostgres(Postgres):
         except BaseException:
             self.close()
             raise
-
-    @property
-    def pid(self) -> int:
-        """The process id of the postmaster."""
-        return self._running().pid
-
-    def kill(self) -> None:
-        self._running().kill()
-
-    def stop(self) -> None:
-        """Stop at once without a checkpoint (`immediate`), as a crash of the machine's database service would."""
-        self._running().terminate(signal.SIGQUIT, timeout_seconds=10)
-
-    def start(self) -> None:
-        if self._process is not None and self._process.alive:
-            raise NotControllable("PostgreSQL is running; call stop() or kill() before start()")
-        self._launch()
-
-    def pause(self) -> None:
-        self._running().pause()
-
-    def resume(self) -> None:
-        self._running().resume()
-
-    def close(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process = None
-        if self._directory.exists():
-            shutil.rmtree(self._directory, ignore_errors=True)
-            guard().forget_directory(self._directory)
-
-    def _running(self) -> ServerProcess:
-        if self._process is None:
-            raise NotControllable("PostgreSQL is closed")
-        return self._process
 
     def _initialise(self, port: int) -> None:
         if self._user is not None:

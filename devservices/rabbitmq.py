@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import ssl
 import subprocess
@@ -12,7 +11,8 @@ from pathlib import Path
 from typing import ClassVar
 from urllib.parse import urlsplit
 
-from devservices.base import Certificates, NotControllable, Origin, Service, Unavailable
+from devservices.base import Certificates, Origin, Service, Unavailable
+from devservices.local import LocalServer
 from devservices.processes import ServerProcess, free_port, guard
 
 _START_SECONDS_MAX = 90.0
@@ -42,7 +42,7 @@ class RabbitMq(Service):
         """Nothing to do: it was there before us."""
 
 
-class LocalRabbitMq(RabbitMq):
+class LocalRabbitMq(LocalServer, RabbitMq):
     """A RabbitMQ server made from the programs of this machine in a temporary directory, for this process only.
 
     With certificates it has a second port that speaks TLS, where clients may log in by theirs (EXTERNAL).
@@ -67,29 +67,6 @@ class LocalRabbitMq(RabbitMq):
         except BaseException:
             self.close()
             raise
-
-    @property
-    def pid(self) -> int:
-        """The process id of the node."""
-        return self._running().pid
-
-    def kill(self) -> None:
-        self._running().kill()
-
-    def stop(self) -> None:
-        """Stop in good order (SIGTERM), killed after 20 s."""
-        self._running().terminate(signal.SIGTERM, timeout_seconds=20)
-
-    def start(self) -> None:
-        if self._process is not None and self._process.alive:
-            raise NotControllable("RabbitMQ is running; call stop() or kill() before start()")
-        self._launch()
-
-    def pause(self) -> None:
-        self._running().pause()
-
-    def resume(self) -> None:
-        self._running().resume()
 
     def rabbitmqctl(self, *arguments: str) -> str:
         try:
@@ -120,18 +97,10 @@ class LocalRabbitMq(RabbitMq):
         return result.stdout
 
     def close(self) -> None:
-        for process in (self._process, self._epmd):
-            if process is not None:
-                process.kill()
-        self._process = self._epmd = None
-        if self._directory.exists():
-            shutil.rmtree(self._directory, ignore_errors=True)
-            guard().forget_directory(self._directory)
-
-    def _running(self) -> ServerProcess:
-        if self._process is None:
-            raise NotControllable("RabbitMQ is closed")
-        return self._process
+        super().close()
+        if self._epmd is not None:
+            self._epmd.kill()
+            self._epmd = None
 
     def _make_environment(self) -> dict[str, str]:
         base = self._directory
