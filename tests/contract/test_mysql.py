@@ -1,4 +1,4 @@
-"""G-02, G-07: the database broker keeps the whole contract on MariaDB; MySQL repeats it for `make test-servers`.
+"""G-02, G-07: the database broker keeps the whole contract on MariaDB, and on MySQL among the slow tests.
 
 A file of its own, and so a worker: most behaviours wait for something.
 """
@@ -13,13 +13,12 @@ from devservices import LocalMariaDb, LocalMySql, MySqlServer
 from saga.testing.contract import BEHAVIOURS, run
 from tests.contract.database_harness import ServerHarness
 from tests.contract.test_brokers import DURABLE
-from tests.stacks import TWIN
 from tests.upgraded import upgrade
 
 pytestmark = [pytest.mark.feature("G-07", acceptance=True), pytest.mark.feature("G-02", acceptance=True)]
 
 
-@pytest.fixture(scope="module", params=["mariadb", *TWIN])
+@pytest.fixture(scope="module", params=["mariadb", pytest.param("mysql", marks=pytest.mark.slow)])
 def stack(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
