@@ -116,7 +116,7 @@ test-again: $(READY) ## what failed last, once more and one at a time
 features: $(READY) ## run all tests, write build/features.json and list which rows of features.md are open
 	@$(PY) -m devservices ensure postgres mariadb mysql rabbitmq kafka || true
 	@mkdir -p build
-	@SAGA_TEST_EVERY_SERVER=1 $(call PYTEST,3) -q --features-json=build/features.json $(ARGS) || echo "features: some tests failed, see above"
+	@SAGA_TEST_EVERY_SERVER=1 $(call PYTEST,4) -q --features-json=build/features.json $(ARGS) || echo "features: some tests failed, see above"
 	@$(PY) -m tests.plugins.features build/features.json
 
 .PHONY: lint

@@ -48,10 +48,8 @@ REPEATED: Final = (MARIADB_RABBITMQ, MYSQL) if EVERY_SERVER else ()
 statements, errors, migrations, the barrier and the database broker run always."""
 TWIN: Final = (MYSQL,) if EVERY_SERVER else ()
 """What MySQL would show once more after MariaDB; statements, errors and migrations run on both always."""
-ON_MARIADB: Final = (MARIADB, MARIADB_RABBITMQ, MARIADB_KAFKA) if EVERY_SERVER else ()
-"""The same for tests of whole services: what MariaDB with each broker would show once more after PostgreSQL."""
-AGAIN: Final = (POSTGRES_KAFKA, *ON_MARIADB) if EVERY_SERVER else ()
-"""And Kafka, where RabbitMQ stands for both."""
+AGAIN: Final = (POSTGRES_KAFKA, MARIADB_RABBITMQ, MARIADB_KAFKA) if EVERY_SERVER else ()
+"""The same for tests of whole services: what Kafka, and MariaDB with each, would show once more after RabbitMQ."""
 
 every_stack: Final = pytest.mark.parametrize("stack", EVERYWHERE, indirect=True)
 """For a test whose fixture `stack` has fewer by itself."""

@@ -189,6 +189,7 @@ def test_a_test_that_is_not_asynchronous_is_told_so(user: pytest.Pytester) -> No
     result.stdout.fnmatch_lines(["*test_it takes saga_env and is not asynchronous*"])
 
 
+@pytest.mark.feature("I-06", acceptance=True, scale=SCALE)
 def test_many_tests_of_a_user_are_quick(user: pytest.Pytester) -> None:
     """A guard against slowness, each with an environment of its own, every other one with 30 s of waiting on its clock.
 

@@ -21,18 +21,8 @@ BLOCKED_SECONDS_MAX = 60.0
 
 
 # Those of every sweep are built once.
-_o, _d, _b = t.outbox.c, t.outbox_delayed.c, t.blocked_key.c
+_d, _b = t.outbox_delayed.c, t.blocked_key.c
 _NAMESPACE: Final[BindParameter[Any]] = bindparam("namespace")
-READ: Final = (
-    select(_o.id, _o.message_id, _o.channel, _o.ordering_key, _o.body)
-    .where(
-        _o.namespace == _NAMESPACE,
-        _o.part.in_(bindparam("parts", expanding=True)),
-        _o.id > bindparam("low"),
-    )
-    .order_by(_o.id)
-    .limit(bindparam("limit"))
-)
 DUE: Final = (
     select(_d.message_id, _d.part, _d.channel, _d.ordering_key, _d.body)
     .where(_d.namespace == _NAMESPACE)
@@ -43,11 +33,6 @@ DUE: Final = (
 LONG_AGO: Final = datetime(1970, 1, 1, tzinfo=UTC)
 """When a lease that nobody has had yet was over."""
 BLOCKED: Final = select(_b.ordering_key, _b.next_try_at).where(_b.namespace == _NAMESPACE)
-
-
-@cache
-def _reading_aged(instant: Instant) -> Select[Any]:
-    return READ.where(_o.created_at < instant("before"))
 
 
 @cache
@@ -90,13 +75,8 @@ class SqlOutboxStore:
     async def read_outbox(
         self, parts: Collection[int], low: int, older_than_seconds: float, limit: int
     ) -> Sequence[StoredRow]:
-        sought = {"namespace": self._namespace, "parts": sorted(parts), "low": low, "limit": limit}
-
         def transaction(connection: Connection) -> Sequence[StoredRow]:
-            if older_than_seconds <= 0:
-                return [StoredRow(*row) for row in connection.execute(READ, sought)]
-            aged = sought | self._sql.at(connection, before=-older_than_seconds)
-            return [StoredRow(*row) for row in connection.execute(_reading_aged(self._sql.instant), aged)]
+            return self._sql.read_outbox(connection, parts, low, older_than_seconds, limit)
 
         return await self._database.run(transaction, single=True)
 

@@ -209,6 +209,24 @@ def numbers(column: Iterable[int | None]) -> str:
 
 
 @cache
+def read_statement(*, aged: bool) -> TextClause:
+    """Return the statement that reads the outbox.
+
+    Part by part, so that each is found in the index from `low` on: with a list of parts the planner may walk over all
+    of the namespace, every dead row below `low` included, as long as the statistics say that the table is small.
+    """
+    old = " AND created_at < clock_timestamp() - make_interval(secs => :seconds)" if aged else ""
+    return text(f"""\
+SELECT o.id, o.message_id, o.channel, o.ordering_key, o.body
+  FROM unnest(CAST(CAST(:parts AS text) AS smallint[])) AS p(part)
+ CROSS JOIN LATERAL (
+   SELECT id, message_id, channel, ordering_key, body FROM saga_outbox
+    WHERE namespace = :namespace AND part = p.part AND id > :low{old}
+    ORDER BY id LIMIT :limit) AS o
+ ORDER BY o.id LIMIT :limit""")
+
+
+@cache
 def _inserting_new(table: Table) -> Insert:
     return postgresql_insert(table).on_conflict_do_nothing()
 
@@ -229,6 +247,16 @@ class PostgreSQLStatements(Statements):
 
     def insert_ignore(self, table: Table) -> Insert:
         return _inserting_new(table)
+
+    def read_outbox(
+        self, connection: Connection, parts: Collection[int], low: int, older_than_seconds: float, limit: int
+    ) -> Sequence[StoredRow]:
+        aged = older_than_seconds > 0
+        sought = {"namespace": self.namespace, "parts": numbers(parts), "low": low, "limit": limit}
+        rows = connection.execute(
+            read_statement(aged=aged), sought | ({"seconds": older_than_seconds} if aged else {})
+        )
+        return [StoredRow(*row) for row in rows]
 
     def load(
         self, connection: Connection, run_ids: Collection[UUID], *, lock: bool = False

@@ -108,6 +108,16 @@ READ_VALUES: Final = select(_v.run_id, _v.step, _v.iteration, _v.round, _v.kind,
     _v.run_id.in_(_RUNS),
     tuple_(_v.step, _v.kind).in_(bindparam("b_names", expanding=True)),
 )
+READ_OUTBOX: Final = (
+    select(_o.id, _o.message_id, _o.channel, _o.ordering_key, _o.body)
+    .where(
+        _o.namespace == _NAMESPACE,
+        _o.part.in_(bindparam("b_parts", expanding=True)),
+        _o.id > bindparam("b_low"),
+    )
+    .order_by(_o.id)
+    .limit(bindparam("b_limit"))
+)
 DELETE: Final = delete(t.outbox).where(_o.namespace == _NAMESPACE, _o.id == bindparam("b_id"))
 LAST_ID: Final = select(func.last_insert_rowid())
 
@@ -435,6 +445,17 @@ class Statements:
         times = self.at(connection, b_now=0.0)
         return connection.execute(_reading_due(self.instant), sought | times).scalars().all()
 
+    def read_outbox(
+        self, connection: Connection, parts: Collection[int], low: int, older_than_seconds: float, limit: int
+    ) -> Sequence[StoredRow]:
+        """Return rows of these parts above `low` in the order of their ids; with 0 seconds the newest, too."""
+        sought = {"b_namespace": self.namespace, "b_parts": sorted(parts), "b_low": low, "b_limit": limit}
+        query = READ_OUTBOX
+        if older_than_seconds > 0:
+            query = _reading_aged(self.instant)
+            sought |= self.at(connection, b_before=-older_than_seconds)
+        return [StoredRow(*row) for row in connection.execute(query, sought)]
+
     @classmethod
     def instant(cls, name: str) -> ColumnElement[Any]:
         """Return database time for a statement, moved by the seconds that `at` is given by this name."""
@@ -460,6 +481,11 @@ def _inserting_new(table: Table) -> Insert:
 @functools.cache
 def _reading_due(instant: Instant) -> Select[Any]:
     return READ_DUE.where(_i.wakeup_at <= instant("b_now"))
+
+
+@functools.cache
+def _reading_aged(instant: Instant) -> Select[Any]:
+    return READ_OUTBOX.where(_o.created_at < instant("b_before"))
 
 
 @functools.cache
