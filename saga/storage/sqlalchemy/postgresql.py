@@ -208,6 +208,16 @@ def numbers(column: Iterable[int | None]) -> str:
     return "{" + ",".join(map(str, column)).replace("None", "NULL") + "}"
 
 
+READ_OUTBOX: Final = """\
+SELECT o.id, o.message_id, o.channel, o.ordering_key, o.body
+  FROM unnest(CAST(CAST(:parts AS text) AS smallint[])) AS p(part)
+ CROSS JOIN LATERAL (
+   SELECT id, message_id, channel, ordering_key, body FROM saga_outbox
+    WHERE namespace = :namespace AND part = p.part AND id > :low /* old */
+    ORDER BY id LIMIT :limit) AS o
+ ORDER BY o.id LIMIT :limit"""
+
+
 @cache
 def read_statement(*, aged: bool) -> TextClause:
     """Return the statement that reads the outbox.
@@ -215,15 +225,8 @@ def read_statement(*, aged: bool) -> TextClause:
     Part by part, so that each is found in the index from `low` on: with a list of parts the planner may walk over all
     of the namespace, every dead row below `low` included, as long as the statistics say that the table is small.
     """
-    old = " AND created_at < clock_timestamp() - make_interval(secs => :seconds)" if aged else ""
-    return text(f"""\
-SELECT o.id, o.message_id, o.channel, o.ordering_key, o.body
-  FROM unnest(CAST(CAST(:parts AS text) AS smallint[])) AS p(part)
- CROSS JOIN LATERAL (
-   SELECT id, message_id, channel, ordering_key, body FROM saga_outbox
-    WHERE namespace = :namespace AND part = p.part AND id > :low{old}
-    ORDER BY id LIMIT :limit) AS o
- ORDER BY o.id LIMIT :limit""")
+    old = "AND created_at < clock_timestamp() - make_interval(secs => :seconds)" if aged else ""
+    return text(READ_OUTBOX.replace("/* old */", old))
 
 
 @cache
