@@ -8,6 +8,7 @@ every test has a database and queues of its own there. A test that breaks a serv
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -226,10 +227,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Workers take files in this order, and none of the long ones must be left for the end."""
+    """Workers take files in this order, and none of the long ones must be left for the end, when others are idle."""
     if hasattr(config, "workerinput"):
         slow = {item.path for item in items if item.get_closest_marker("slow")}
-        items.sort(key=lambda item: item.path not in slow)
+        counts = Counter(item.path for item in items)
+        items.sort(key=lambda item: (item.path not in slow, -counts[item.path], item.path))
 
 
 @pytest.hookimpl(optionalhook=True)
