@@ -22,7 +22,7 @@ class Patience:
 
     async def pause(self, failures: int) -> None:
         """Wait before repetition number `failures`, counted from 1."""
-        seconds = min(SECONDS_MAX, FIRST_SECONDS * 2.0 ** min(failures, DOUBLINGS_MAX))
+        seconds = min(SECONDS_MAX, FIRST_SECONDS * 2.0 ** min(failures - 1, DOUBLINGS_MAX))
         await self._clock.sleep(seconds * (0.5 + self._ids.fraction() / 2))
 
     async def outlast(self, call: Callable[[], Awaitable[T]], failed: Callable[[Exception], None]) -> T:

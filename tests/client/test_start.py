@@ -14,6 +14,7 @@ from saga import (
     RETRIABLE,
     AlreadyClosed,
     AlreadyOpen,
+    App,
     PastPivot,
     PayloadInvalid,
     Saga,
@@ -215,18 +216,24 @@ async def test_without_an_id_every_start_is_a_run_of_its_own_named_by_it(place: 
 # --- one commit for many ----------------------------------------------------------------------
 
 
+def noted(app: App) -> list[str]:
+    """Return a list that grows by each statement which a started app runs."""
+    assert app._running is not None
+    assert app._running.database is not None
+    statements: list[str] = []
+
+    @event.listens_for(app._running.database.engine.sync_engine, "before_cursor_execute")
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+
+    return statements
+
+
 async def test_starts_at_the_same_time_share_a_commit(place: Place) -> None:
     """K-05: a hundred starts, two commits at most: one that is under way, one for all that came meanwhile."""
     app = place.app()
     async with app.as_client() as client:
-        assert app._running is not None
-        assert app._running.database is not None
-        statements: list[str] = []
-
-        @event.listens_for(app._running.database.engine.sync_engine, "before_cursor_execute")
-        def count(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-            statements.append(statement)
-
+        statements = noted(app)
         handles = await asyncio.gather(*(client.start(purchase, Order(), id=f"o-{n}") for n in range(100)))
         inserts = [each for each in statements if "INSERT INTO saga_outbox" in each]
         assert len(inserts) <= 2, statements
@@ -237,14 +244,7 @@ async def test_starts_at_the_same_time_share_a_commit(place: Place) -> None:
 async def test_a_start_of_a_new_id_reads_no_instance(place: Place) -> None:
     app = place.app()
     async with app.as_client() as client:
-        assert app._running is not None
-        assert app._running.database is not None
-        statements: list[str] = []
-
-        @event.listens_for(app._running.database.engine.sync_engine, "before_cursor_execute")
-        def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-            statements.append(statement)
-
+        statements = noted(app)
         await client.start(purchase, Order(), id="o-1")
         assert any("INSERT" in each and "saga_instance" in each for each in statements)
         assert not [each for each in statements if each.startswith("SELECT") and "saga_instance" in each]
