@@ -29,11 +29,8 @@ class LocalMariaDb(LocalMySqlServer, MariaDb):
         self._server = find_programs()
 
     def _initialise(self) -> None:
-        install = shutil.which("mariadb-install-db", path=f"{self._server.parent}:/usr/bin:/usr/local/bin")
-        if install is None:
-            raise Unavailable("no mariadb-install-db beside the MariaDB server")
         self._run(
-            install,
+            _beside(self._server, "mariadb-install-db"),
             "--no-defaults",
             f"--datadir={self._data}",
             "--auth-root-authentication-method=normal",
@@ -45,8 +42,19 @@ class LocalMariaDb(LocalMySqlServer, MariaDb):
 
 
 def find_programs() -> Path:
-    """Return the server program; Debian keeps it out of the PATH of users."""
+    """Return the server program, whose set-up can be run as well; Debian keeps it out of the PATH of users."""
     found = shutil.which("mariadbd") or shutil.which("mariadbd", path="/usr/sbin:/usr/local/sbin")
     if found is None:
         raise Unavailable("no MariaDB server program on this machine (Debian package: mariadb-server-core)")
-    return Path(found)
+    server = Path(found)
+    # Debian has the set-up in the server's package, and the program that the set-up calls in the client's
+    for program in ("mariadb-install-db", "my_print_defaults"):
+        _beside(server, program)
+    return server
+
+
+def _beside(server: Path, program: str) -> str:
+    found = shutil.which(program, path=f"{server.parent}:/usr/bin:/usr/local/bin")
+    if found is None:
+        raise Unavailable(f"no {program} beside the MariaDB server (Debian package: mariadb-client-core)")
+    return found

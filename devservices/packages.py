@@ -24,7 +24,7 @@ class _Programs:
 
 
 _PROGRAMS: Final = {
-    "mariadb": _Programs(mariadb.find_programs, ("mariadb-server-core",)),
+    "mariadb": _Programs(mariadb.find_programs, ("mariadb-server-core", "mariadb-client-core")),
     "mysql": _Programs(mysql.find_programs, ("libaio1",), mysql.install),
     "postgres": _Programs(postgres.find_programs, ("postgresql",)),
     "rabbitmq": _Programs(rabbitmq.find_programs, ("rabbitmq-server",)),
