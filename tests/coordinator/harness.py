@@ -437,7 +437,7 @@ def alone(connection: Connection) -> bool:
 
 
 def writes(statement: str) -> bool:
-    return any(word in statement for word in ("INSERT ", "UPDATE saga", "DELETE "))
+    return any(word in statement for word in ("INSERT ", "UPDATE saga", "UPDATE JSON_TABLE", "DELETE "))
 
 
 class Calls:
@@ -467,14 +467,15 @@ def count_statements(database: Database) -> None:
         batch = _counting.get()
         if batch is not None and not statement.startswith("BEGIN"):
             batch.statements.append(statement)
-            if alone(connection) and writes(statement):
-                batch.commits += 1
+            if writes(statement):
+                batch.commits += alone(connection)
+                connection.info["wrote"] = not alone(connection)
 
     @event.listens_for(sync, "commit")
     def committed(connection: Connection) -> None:
         batch = _counting.get()
-        if batch is not None and not alone(connection):
-            batch.commits += 1
+        if batch is not None:
+            batch.commits += connection.info.pop("wrote", False)
 
 
 class Kept:

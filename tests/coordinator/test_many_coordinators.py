@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import pytest
@@ -14,12 +14,15 @@ from saga.client import Handle
 from saga.messages import pack, replies_channel
 from saga.storage.base import Changes
 from saga.storage.sqlalchemy import tables as t
-from tests.coordinator.harness import COMMAND_LOST, DONE, HELD, Node, Order, Scripted, Stack, refuse
+from saga.storage.sqlalchemy.statements import Fenced
+from tests.coordinator.harness import COMMAND_LOST, DONE, HELD, Batch, Node, Order, Scripted, Stack, refuse
 from tests.coordinator.sagas import sequence
 from tests.plugins.features import Faults
 
 T = TypeVar("T")
 FOUR = sequence(4)
+SERVERS = ["postgres-rabbitmq", "mariadb-rabbitmq"]
+"""On SQLite writers wait for each other before they decide."""
 
 
 def kill_after(node: Node, commits: int) -> None:
@@ -42,7 +45,7 @@ class Zombie:
         self.node = node
         self.thawed = asyncio.Event()
         self.frozen = asyncio.Event()
-        self.lost = 0
+        self.lost = False
         self._run = node.database.run
         node.database.run = self.run  # type: ignore[method-assign]
 
@@ -50,8 +53,12 @@ class Zombie:
         if lost_commit == "C7" and not self.thawed.is_set():
             self.frozen.set()
             await self.thawed.wait()
-            advanced: Any = await self._run(function, lost_commit=lost_commit, **how)
-            self.lost = len(advanced.lost)
+            try:
+                advanced: Any = await self._run(function, lost_commit=lost_commit, **how)
+            except Fenced:
+                self.lost = True
+                raise
+            self.lost = bool(advanced.lost)
             return advanced
         return await self._run(function, lost_commit=lost_commit, **how)
 
@@ -59,7 +66,7 @@ class Zombie:
 @pytest.mark.slow
 @pytest.mark.feature("K-04", acceptance=True, scale=0.02)
 @pytest.mark.usefixtures("real_broker")
-@pytest.mark.parametrize("stack", ["postgres-rabbitmq"], indirect=True)
+@pytest.mark.parametrize("stack", SERVERS, indirect=True)
 async def test_all_sagas_end_while_coordinators_die_and_zombies_wake(stack: Stack, faults: Faults) -> None:
     """K-04, P1, P11, F1, F2: three at a time; one is killed after a commit, another thaws after it was overtaken."""
     faults.declare("kill", "zombie")
@@ -108,7 +115,7 @@ async def stuck(stack: Stack, handles: list[Handle[Any]], *, step: float) -> lis
 
 
 @pytest.mark.feature("K-04")
-@pytest.mark.parametrize("stack", ["postgres-rabbitmq"], indirect=True)
+@pytest.mark.parametrize("stack", SERVERS, indirect=True)
 async def test_a_zombies_stale_write_changes_zero_rows(stack: Stack) -> None:
     """P1, P9, I10: instance, history, values and commands of the loser are not written; it decides again, and acks."""
     participant = await stack.participant({"s1": [HELD]})
@@ -131,7 +138,7 @@ async def test_a_zombies_stale_write_changes_zero_rows(stack: Stack) -> None:
         return await stack.count(t.stale_reply) >= 1
 
     await stack.until(noted)
-    assert zombie.lost == 1
+    assert zombie.lost
     after = {
         table.name: await stack.rows(table.select()) for table in (t.instance, t.history, t.value, t.outbox)
     }
@@ -173,6 +180,14 @@ async def test_what_became_due_after_the_start_pass_is_found_by_the_poll(stack: 
     assert {batch.size for batch in survivor.store.batches} == {1}
 
 
+def loads(batches: Sequence[Batch]) -> list[int]:
+    """Return how often each batch asked the database for instances."""
+    return [
+        sum(text.lstrip().startswith("SELECT") and "saga_instance" in text for text in batch.statements)
+        for batch in batches
+    ]
+
+
 async def behind(stack: Stack, participant: Scripted) -> tuple[Node, Handle[Any], bytes]:
     """Return a process whose guess stands at s1 although s1 is done, as if another one had moved the saga on."""
     node = await stack.node(FOUR)
@@ -189,20 +204,20 @@ async def behind(stack: Stack, participant: Scripted) -> tuple[Node, Handle[Any]
 
 
 @pytest.mark.feature("K-04")
-@pytest.mark.parametrize("stack", ["postgres-rabbitmq"], indirect=True)
+@pytest.mark.parametrize("stack", SERVERS, indirect=True)
 async def test_a_reply_that_means_nothing_to_a_guess_is_decided_on_what_is_stored(stack: Stack) -> None:
     """P6: a guess that lags behind would call the awaited reply stale, and no version would tell."""
     participant = await stack.participant({"s1": [HELD], "s2": [HELD]})
     node, handle, _ = await behind(stack, participant)
     participant.release()
     await stack.ended([handle])
-    assert [len(batch.statements) for batch in node.store.batches] == [2, 1, 1], "loaded once, guessed again"
+    assert loads(node.store.batches) == [1, 0, 0], "loaded once, guessed again"
     assert participant.effects("x") == ["s1", "s2", "s3", "s4"]
     assert await stack.count(t.stale_reply) == 0
 
 
 @pytest.mark.feature("K-04")
-@pytest.mark.parametrize("stack", ["postgres-rabbitmq"], indirect=True)
+@pytest.mark.parametrize("stack", SERVERS, indirect=True)
 async def test_a_move_from_a_wrong_guess_changes_zero_rows_and_ends_the_guessing(stack: Stack) -> None:
     """P1: the version check finds it before anything is written; then everything is loaded for a while."""
     participant = await stack.participant({"s1": [HELD], "s2": [HELD]})
@@ -215,7 +230,9 @@ async def test_a_move_from_a_wrong_guess_changes_zero_rows_and_ends_the_guessing
     await stack.until(stale)
     participant.release()
     await stack.ended([handle])
-    writes = [batch for batch in node.store.batches if batch.changes.moved]
-    assert [len(batch.statements) for batch in writes] == [1, 2, 2, 2], "one wrong guess, and no other"
+    moves = [batch for batch in node.store.batches if batch.changes.moved]
+    # PostgreSQL says whose guess was wrong, and the batch ends there; else it is decided again, and moves nothing
+    wrong = [0] if stack.name == "postgres-rabbitmq" else []
+    assert loads(moves) == [*wrong, 1, 1, 1], "one wrong guess, and no other"
     assert participant.effects("x") == ["s1", "s2", "s3", "s4"]
     assert not participant.doubled()

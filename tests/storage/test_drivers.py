@@ -35,14 +35,13 @@ from saga.storage.base import (
     ValueKey,
     ValueRow,
 )
-from saga.storage.sqlalchemy import schema, tables
+from saga.storage.sqlalchemy import mysql, mysqllink, schema, tables
 from saga.storage.sqlalchemy.barrier import named_marks, statements
 from saga.storage.sqlalchemy.bells import RING
 from saga.storage.sqlalchemy.coordinator import SqlClientStore, SqlCoordinatorStore, statements_for
 from saga.storage.sqlalchemy.database import Database
 from saga.storage.sqlalchemy.inbox import InboxStatements
 from saga.storage.sqlalchemy.mysql_queue import MySQLQueueStatements
-from saga.storage.sqlalchemy.mysqllink import QuietCursor
 from saga.storage.sqlalchemy.operators import SqlOperatorStore
 from saga.storage.sqlalchemy.outbox import SqlOutboxStore
 from saga.storage.sqlalchemy.parking import SqlParkingStore
@@ -109,9 +108,21 @@ def driven(driver: str, url: str) -> Driven:
         timeouts = {"statement_timeout": "5000", "lock_timeout": "3000"}
         return Driven(create_async_engine(url, connect_args={"server_settings": timeouts}, **options))
     if url.startswith(("mysql", "mariadb")):
-        if driver == "PyMySQL":
-            return Driven(create_engine(make_url(url).set(drivername="mysql+pymysql"), **options))
-        return Driven(create_async_engine(url, connect_args={"cursor_cls": QuietCursor}, **options))
+        told = mysqllink.settings(statement_seconds=5, lock_seconds=3, idle_seconds=None)
+        bounds: Any = {"connect_seconds": 5, "answer_seconds": 10}
+        if driver.startswith("PyMySQL"):
+            sync = create_engine(
+                make_url(url).set(drivername="mysql+pymysql"),
+                connect_args=mysqllink.thread_arguments(told, **bounds) if driver.endswith("ours") else {},
+                **options,
+            )
+            if driver.endswith("ours"):
+                mysqllink.bound(sync)
+            return Driven(sync)
+        plain = {"cursor_cls": mysqllink.QuietCursor}
+        ours = mysqllink.arguments(told, **bounds)
+        arguments = ours if driver.endswith("ours") else plain
+        return Driven(create_async_engine(url, connect_args=arguments, **options))
     options["connect_args"] = {"options": SETTINGS}
     address = make_url(url).set(drivername="postgresql+psycopg")
     if driver == "psycopg":
@@ -462,7 +473,11 @@ async def foreign_pair(
 @pytest.mark.feature("G-08")
 @pytest.mark.parametrize(
     "foreign_pair",
-    [("mariadb", "asyncmy"), ("mysql", "asyncmy"), ("mariadb", "PyMySQL"), ("mysql", "PyMySQL")],
+    [
+        (server, driver)
+        for server in ("mariadb", "mysql")
+        for driver in ("asyncmy", "PyMySQL", "asyncmy, ours", "PyMySQL, ours")
+    ],
     indirect=True,
     ids="-".join,
 )
@@ -486,6 +501,26 @@ def comparable(state: dict[str, list[dict[str, object]]]) -> dict[str, list[dict
         ]
         for table, rows in state.items()
     }
+
+
+@pytest.mark.feature("G-08")
+@pytest.mark.parametrize(
+    "foreign_pair", [("mariadb", "asyncmy, ours"), ("mysql", "asyncmy, ours")], indirect=True, ids="-".join
+)
+async def test_a_batch_that_is_too_large_for_one_statement_goes_as_several(
+    foreign_pair: list[Driven], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it is one transaction; one row by itself is as large as it is."""
+    monkeypatch.setattr(mysql, "STATEMENT_BYTES", 1_000)
+    monkeypatch.setattr(mysql, "ROW_BYTES", 100)
+    lives = [Life(each) for each in foreign_pair]
+    for life in lives:
+        there, stored = await life.run(lambda c, life=life: life.sql.start(c, started(0, 1, 3)))  # type: ignore[misc]
+        assert there == {RUNS[0], RUNS[1], RUNS[3]}
+        assert len(stored) == len({row.id for row in stored}) == len(started(0, 1, 3).outbox)
+        await life.run(lambda c, life=life: life.sql.write(c, moved(stale=False), []))  # type: ignore[misc]
+    states = [comparable(await life.run(contents)) for life in lives]
+    assert states[0] == states[1]
 
 
 @pytest.mark.parametrize("kind", ["asyncpg", "psycopg", "psycopg async"])

@@ -28,7 +28,7 @@ from saga.storage.sqlalchemy.database import Database
 from saga.storage.sqlalchemy.mysql import MySQLStatements
 from saga.storage.sqlalchemy.postgresql import PostgreSQLStatements
 from saga.storage.sqlalchemy.recent import Known, RecentInstances
-from saga.storage.sqlalchemy.statements import SERVED, Statements, has_rare
+from saga.storage.sqlalchemy.statements import SERVED, Fenced, Statements, has_rare
 
 _p = t.pending_reply.c
 PENDING: Final = (
@@ -91,12 +91,23 @@ class SqlCoordinatorStore:
                 self._database,
                 lambda connection: self._advance(connection, run_ids, work, confirmed),
             )
-        if not self._sql.writes_at_once:
-            return await self._database.run(
-                lambda connection: self._advance(connection, run_ids, work, confirmed), lost_commit="C7"
-            )
-        # One or two round trips instead of four: the versions make it safe to decide on rows that are not locked, and
-        # on those that this process wrote last.
+        if self._sql.decides_first:
+            try:
+                return await self._decide_first(run_ids, work, confirmed)
+            except Fenced:
+                # all of it is rolled back, and nobody knows whose version was another: with locks it cannot happen
+                self._recent.mistaken()
+        return await self._database.run(
+            lambda connection: self._advance(connection, run_ids, work, confirmed), lost_commit="C7"
+        )
+
+    async def _decide_first(
+        self, run_ids: Collection[UUID], work: Work, confirmed: Collection[int]
+    ) -> Advanced:
+        """Decide on rows that are not locked, and on those that this process wrote last: the versions make it safe.
+
+        One or two round trips instead of four on PostgreSQL; on MySQL nothing is locked while Python decides.
+        """
         known = self._recent.take(run_ids)
         guessed = set(known)
         missing = set(run_ids) - guessed
@@ -246,7 +257,7 @@ class SqlClientStore:
         # one statement on PostgreSQL unless an id is known already; then the second one only reads
         started = await self._database.run(transaction, lost_commit="C3", single=True)
         failpoint("C4")
-        if self._recent is not None and self._sql.writes_at_once:
+        if self._recent is not None and self._sql.decides_first:
             self._recent.keep_new(new for new in changes.new if new.run_id in started[0])
         return started
 

@@ -17,6 +17,9 @@ from sqlalchemy import Engine, event
 
 from saga.storage.sqlalchemy.pools import is_over
 
+DIGITS_MAX: Final = 1_000_000
+"""Bytes that are written as digits; max_allowed_packet is 16 MB by default, and messages may have 10 MiB."""
+
 
 def settings(*, statement_seconds: float, lock_seconds: float, idle_seconds: float | None) -> str:
     """Return the statement that tells the server of our bounds, for which each kind has names of its own.
@@ -100,6 +103,10 @@ class BoundedConnection(asyncmy.connection.Connection):
     _transport: asyncio.Transport | None
     _stream_broken: bool
 
+    def escape(self, obj: Any, mapping: Any = None) -> Any:
+        """Return a value as SQL has it."""
+        return digits(obj) or super().escape(obj, mapping)  # type: ignore[no-untyped-call]
+
     def is_closed(self) -> bool:
         """Whether it is dead, as far as it is known without a question to the server."""
         return not self.connected or self._stream_broken
@@ -114,6 +121,15 @@ class BoundedConnection(asyncmy.connection.Connection):
         self.close()
 
 
+def digits(value: Any) -> str | None:
+    """Return bytes as a literal of hexadecimal digits; None for all else, and for what is so large that it matters.
+
+    Of digits none needs to be escaped, for which the drivers go through bytes one by one: a quarter of what the
+    coordinator computed. They take twice the bytes, though, of what the server takes at all.
+    """
+    return f"x'{value.hex()}'" if type(value) is bytes and len(value) <= DIGITS_MAX else None
+
+
 def _unchecked() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -126,6 +142,10 @@ _UNCHECKED: Final = _unchecked()
 
 class BoundedThreadConnection(pymysql.connections.Connection):  # type: ignore[misc]  # has no types
     """A connection of threads."""
+
+    def escape(self, obj: Any, mapping: Any = None) -> Any:
+        """Return a value as SQL has it."""
+        return digits(obj) or super().escape(obj, mapping)
 
     def is_closed(self) -> bool:
         """Whether it is dead, as far as it is known without a question to the server."""

@@ -278,7 +278,7 @@ class PostgreSQLStatements(Statements):
         return {ValueKey._make(row[:5]): row[5] for row in rows}
 
     writers = 2
-    writes_at_once = True
+    decides_first = True
 
     def write(self, connection: Connection, changes: Changes, confirmed: Collection[int]) -> Advanced:
         moved, stored = self._written(

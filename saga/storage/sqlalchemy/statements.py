@@ -123,7 +123,10 @@ LAST_ID: Final = select(func.last_insert_rowid())
 
 
 class Fenced(Exception):
-    """A row changed under its lock, which a sound database does not allow: everything is rolled back (P1)."""
+    """A version was not the one that was decided on (P1): everything is to be rolled back.
+
+    Where rows were locked before they were decided on, a sound database does not allow it.
+    """
 
 
 def milliseconds(later: datetime, earlier: datetime) -> int:
@@ -186,22 +189,27 @@ class Statements:
 
     writers: int = 1
     """How many batches it is worth to have under way at a time."""
-    writes_at_once: bool = False
-    """Whether `write` checks versions and writes in one statement, so that rows need not be locked when loaded."""
+    decides_first: bool = False
+    """Whether it is worth to decide before anything is locked, as `write` checks the versions."""
 
     def write(self, connection: Connection, changes: Changes, confirmed: Collection[int]) -> Advanced:
-        """Write a batch of transitions and delete confirmed outbox rows."""
-        now = self.now(connection)
-        self._move(connection, changes.moved, now)
-        stored = self._append(connection, changes.outbox, now)
-        self._record(connection, changes.history, changes.values, now)
+        """Write a batch of transitions and delete confirmed outbox rows.
+
+        Raises Fenced, after which nothing may be committed, if a version is not that which was decided on and it is
+        not known whose.
+        """
+        self._move(connection, changes.moved)
+        stored = self._append(connection, changes.outbox)
+        self._record(connection, changes.history, changes.values)
         self.delete_outbox(connection, confirmed)
-        self.write_rare(connection, changes, now)
+        if has_rare(changes):
+            self.write_rare(connection, changes, self.now(connection))
         return Advanced(stored, ())
 
-    def _move(self, connection: Connection, moved: Sequence[MovedRow], now: datetime) -> None:
+    def _move(self, connection: Connection, moved: Sequence[MovedRow]) -> None:
         if not moved:
             return
+        now = self.now(connection)
         runs = self._these([row.run_id for row in moved])
         known = {row.run_id: row for row in connection.execute(KNOWN, runs)}
         done = connection.execute(
@@ -226,14 +234,16 @@ class Statements:
             raise Fenced
 
     def _record(
-        self, connection: Connection, history: Sequence[HistoryRow], values: Sequence[ValueRow], now: datetime
+        self, connection: Connection, history: Sequence[HistoryRow], values: Sequence[ValueRow]
     ) -> None:
+        now = self.now(connection)
         self._insert(connection, t.history, [{**row._asdict(), "at": now} for row in history])
         self._insert(connection, t.value, [{**row.key._asdict(), "data": row.data} for row in values])
 
-    def _append(self, connection: Connection, rows: Sequence[OutboxRow], now: datetime) -> list[StoredRow]:
+    def _append(self, connection: Connection, rows: Sequence[OutboxRow]) -> list[StoredRow]:
         if not rows:
             return []
+        now = self.now(connection)
         # One writer at a time, so the ids of one executemany are consecutive; AUTOINCREMENT never reuses them.
         if self.queued:
             connection.execute(insert(t.queue), [queue_row(row, now) for row in rows])
@@ -365,28 +375,25 @@ class Statements:
 
         P31: a run id that is there already is this same start, run again, and counts as inserted.
         """
-        now = self.now(connection)
         there = fresh = frozenset(row.run_id for row in changes.new)
-        if not self._insert_new(connection, changes.new, now):
+        # in the order of their ids, so that two processes at once do not deadlock
+        new = sorted(changes.new, key=lambda row: (row.saga, row.saga_id))
+        if new and self._insert_new(connection, new) < len(new):
             there = frozenset(connection.execute(KNOWN, self._these(there)).scalars())
             fresh = self._without_history(connection, there)
-        mine = only(changes, fresh)
-        self._record(connection, mine.history, mine.values, now)
-        return there, self._append(connection, mine.outbox, now)
+        mine = changes if len(fresh) == len(new) else only(changes, fresh)
+        self._record(connection, mine.history, mine.values)
+        return there, self._append(connection, mine.outbox)
 
     def _without_history(self, connection: Connection, run_ids: Collection[UUID]) -> frozenset[UUID]:
         seen = connection.execute(STARTED, self._these(run_ids)).scalars()
         return frozenset(run_ids) - frozenset(seen)
 
-    def _insert_new(self, connection: Connection, rows: Sequence[NewInstance], now: datetime) -> bool:
-        """Insert instances in the order of their ids, so that two processes at once do not deadlock.
-
-        Returns whether all of them were new.
-        """
-        if not rows:
-            return True
+    def _insert_new(self, connection: Connection, rows: Sequence[NewInstance]) -> int:
+        """Insert the instances that are new; return how many."""
+        now = self.now(connection)
         values = []
-        for row in sorted(rows, key=lambda row: (row.saga, row.saga_id)):
+        for row in rows:
             fields = row._asdict()
             wakeup_ms = fields.pop("wakeup_ms")
             values.append(
@@ -399,7 +406,7 @@ class Statements:
                     **fields,
                 }
             )
-        return connection.execute(self.insert_ignore(t.instance), values).rowcount == len(rows)
+        return connection.execute(self.insert_ignore(t.instance), values).rowcount
 
     def insert_ignore(self, table: Table) -> Insert:
         """Return an INSERT that leaves out rows whose key is there, the same each time."""
