@@ -1,21 +1,27 @@
-"""The stack on MariaDB with a broker beside it: each process has a user and a database, and the server counts."""
+"""The stack on MariaDB with a broker beside it: each process has a user and a database.
+
+The server counts statements, and processes their commits: what it calls so are those of each statement, too.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Final
 
+from benchmarks import tally
 from benchmarks.brokers import Broker, start_broker
 from benchmarks.counters import Counts
 from benchmarks.stack import ROLES, Place, ServerStack, Stack
 from devservices import MariaDb, start_mariadb
 
 _COUNTED: Final = """
-SELECT user, commit_transactions, select_commands + update_commands
+SELECT user, select_commands + update_commands
   FROM information_schema.user_statistics WHERE user IN ({users})
 """
 
@@ -26,9 +32,9 @@ class MariaDbStack(ServerStack):
     database = "mariadb"
     package = "asyncmy"
 
-    def __init__(self, mariadb: MariaDb, broker: Broker) -> None:
+    def __init__(self, mariadb: MariaDb, broker: Broker, tallies: Path) -> None:
         super().__init__(mariadb, broker)
-        self._mariadb = mariadb
+        self._mariadb, self.tallies = mariadb, tallies
         mariadb.execute("SET GLOBAL userstat = ON")
 
     async def _make_database(self, place: Place, role: str) -> str:
@@ -46,8 +52,9 @@ class MariaDbStack(ServerStack):
         names = {self.name_of(place, role): role for role in place.urls}
         users = ", ".join(f"'{name}'" for name in names)
         (rows,) = await asyncio.to_thread(self._mariadb.execute, _COUNTED.format(users=users))
-        found = {user: Counts(int(commits), int(statements)) for user, commits, statements in rows}
-        return {role: found.get(name, Counts(0, 0)) for name, role in names.items()}
+        found = {user: int(statements) for user, statements in rows}
+        commits = {role: tally.read(path).commits for role, path in place.tallies.items()}
+        return {role: Counts(commits[role], found.get(name, 0)) for name, role in names.items()}
 
     async def settle(self) -> None:
         """Nothing is due here: pages are written all the time."""
@@ -61,4 +68,5 @@ async def start(*, broker: str) -> AsyncIterator[Stack]:
         mariadb = servers.enter_context(await asyncio.to_thread(start_mariadb))
         beside = await asyncio.to_thread(start_broker, broker)
         servers.enter_context(beside.server)
-        yield MariaDbStack(mariadb, beside)
+        folder = servers.enter_context(tempfile.TemporaryDirectory(prefix="saga-bench-"))
+        yield MariaDbStack(mariadb, beside, Path(folder))

@@ -21,7 +21,7 @@ class SqliteStack(Stack):
     database = broker = "sqlite"
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder = self.tallies = folder
         self.description = f"SQLite {sqlite3.sqlite_version} in {folder.parent}"
         self.server_pids: dict[str, int] = {}
         self.versions = versions(("aiosqlite",), {"sqlite": sqlite3.sqlite_version})
@@ -31,23 +31,11 @@ class SqliteStack(Stack):
         folder.mkdir(exist_ok=True)
         return f"sqlite+aiosqlite:///{folder / role}.db"
 
-    @asynccontextmanager
-    async def place(self, system: str, participants: str) -> AsyncIterator[Place]:
-        async with super().place(system, participants) as place:
-            for role in ROLES:
-                path = self._tally(place, role)
-                tally.make(path)
-                place.tallies[role] = str(path)
-            yield place
-
-    def _tally(self, place: Place, role: str) -> Path:
-        return self._folder / place.name / f"{role}.tally"
-
     async def _remove(self, place: Place) -> None:
         await asyncio.to_thread(shutil.rmtree, self._folder / place.name, ignore_errors=True)
 
     async def count(self, place: Place) -> dict[str, Counts]:
-        return {role: tally.read(self._tally(place, role)) for role in ROLES}
+        return {role: tally.read(place.tallies[role]) for role in ROLES}
 
     async def settle(self) -> None:
         """Nothing is due here: each file has a log of its own, and whoever lets it grow writes it out."""

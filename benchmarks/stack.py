@@ -9,12 +9,13 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Final
 
 from sqlalchemy import func, insert, select
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from benchmarks import naive_database, workloads
+from benchmarks import naive_database, tally, workloads
 from benchmarks.brokers import Broker
 from benchmarks.counters import Counts, server_pid
 from devservices import Service
@@ -36,7 +37,7 @@ class Place:
     urls: dict[str, str] = field(default_factory=dict)
     """Database address by role; none for participants without a database."""
     tallies: dict[str, str] = field(default_factory=dict)
-    """By role the file in which the process counts its statements; none where a server counts them."""
+    """By role the file in which the process counts its statements and commits; none where a server counts both."""
 
 
 class Stack(ABC):
@@ -48,6 +49,8 @@ class Stack(ABC):
     server_pids: Mapping[str, int]
     """The servers whose processor time can be seen from here."""
     versions: Mapping[str, str]
+    tallies: Path | None = None
+    """A folder for what the processes count by themselves, where a server does not count it."""
 
     @asynccontextmanager
     async def place(self, system: str, participants: str) -> AsyncIterator[Place]:
@@ -55,6 +58,8 @@ class Stack(ABC):
         place = Place(f"bench-{system}-{secrets.token_hex(3)}", system)
         try:
             for role in ROLES:
+                if self.tallies is not None:
+                    place.tallies[role] = tally.make(self.tallies / f"{place.name}-{role}.tally")
                 if role == "coordinator" or participants != "stateless":
                     place.urls[role] = await self._make_database(place, role)
                     await _make_tables(place.urls[role], system, role)

@@ -17,7 +17,7 @@ _BESIDE: Final = ("BEGIN", "COMMIT", "ROLLBACK", "PRAGMA")
 
 
 def count_into(path: str) -> None:
-    """Count what all engines of this process do from now on: statements, and commits of those that held the writer."""
+    """Count what all engines of this process do from now on: statements and commits, on SQLite those of writers."""
     with Path(path).open("r+b") as file:
         memory = mmap.mmap(file.fileno(), _FORMAT.size)
     commits = statements = 0
@@ -36,16 +36,17 @@ def count_into(path: str) -> None:
     @event.listens_for(Engine, "commit")
     def committed(connection: Connection) -> None:
         nonlocal commits
-        if connection.info.get(WRITES):
+        if connection.dialect.name != "sqlite" or connection.info.get(WRITES):
             commits += 1
             _FORMAT.pack_into(memory, 0, commits, statements)
 
 
-def make(path: Path) -> None:
-    """Make the file for a process that is started later."""
+def make(path: Path) -> str:
+    """Make the file for a process that is started later, and return its path."""
     path.write_bytes(bytes(_FORMAT.size))
+    return str(path)
 
 
-def read(path: Path) -> Counts:
+def read(path: str) -> Counts:
     """Return what has been counted so far."""
-    return Counts(*_FORMAT.unpack(path.read_bytes()))
+    return Counts(*_FORMAT.unpack(Path(path).read_bytes()))

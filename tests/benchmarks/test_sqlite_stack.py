@@ -77,5 +77,4 @@ def test_every_stack_says_what_it_must_reach() -> None:
 
 
 def test_a_tally_starts_at_nothing(tmp_path: Path) -> None:
-    tally.make(tmp_path / "tally")
-    assert tally.read(tmp_path / "tally") == (0, 0)
+    assert tally.read(tally.make(tmp_path / "tally")) == (0, 0)
