@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -123,6 +124,29 @@ def elapsed(since: float) -> float:
 
 
 # --- unknown commits --------------------------------------------------------------------------
+
+
+async def test_what_a_thread_gives_back_after_the_end_is_closed(moves: Database) -> None:
+    """A handler that outlives the grace holds its connection until it returns."""
+    engine = moves.serve_threads(1)
+    held, ended = threading.Event(), threading.Event()
+    kept: list[Any] = []
+
+    def handler() -> None:
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+            held.set()
+            ended.wait(60)
+            kept.append(connection.connection._connection_record)
+
+    running = asyncio.create_task(asyncio.to_thread(handler))
+    try:
+        await asyncio.to_thread(held.wait, 60)
+        await moves.dispose()
+    finally:
+        ended.set()
+    await running
+    assert kept[0].dbapi_connection is None
 
 
 @pytest.mark.feature("G-10")

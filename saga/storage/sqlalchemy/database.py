@@ -300,7 +300,9 @@ class Database:
         tasks = {self.spawner.spawn(self.engine.dispose(), name="saga-dispose")}
         if self._threads is not None:
             tasks.add(
-                self.spawner.spawn(asyncio.to_thread(self._threads.dispose), name="saga-dispose-threads")
+                self.spawner.spawn(
+                    asyncio.to_thread(threadengine.dispose, self._threads), name="saga-dispose-threads"
+                )
             )
         await asyncio.wait(tasks, timeout=STATEMENT_SECONDS)
 

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import URL
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from saga.errors import MissingExtra
 from saga.storage.sqlalchemy.pools import pass_over_the_dead
@@ -112,6 +113,17 @@ def sqlite(url: URL, *, busy_seconds: float, take_turn: Callable[[], object], **
         take_turn=take_turn,
         **pool,
     )
+
+
+def dispose(engine: Engine) -> None:
+    """Close the pool; a connection that a thread holds beyond that is closed when it comes back."""
+    # listening before the idle ones are closed: between the two it would stay open in a pool that nobody looks at
+    event.listen(engine, "checkin", _close)
+    engine.dispose()
+
+
+def _close(_raw: Any, record: ConnectionPoolEntry) -> None:
+    record.invalidate()
 
 
 def turns(
