@@ -33,7 +33,8 @@ from saga.clock import SystemClock, SystemIds, TaskSpawner
 from saga.messages import commands_channel, parking_channel, replies_channel
 
 KILL_SECONDS: Final = 3.0
-KILL_SECONDS_OF: Final[Mapping[str, float]] = {"postgres-kafka": 10.0}
+ON_KAFKA: Final = ("postgres-kafka", "mariadb-kafka")
+KILL_SECONDS_OF: Final[Mapping[str, float]] = dict.fromkeys(ON_KAFKA, 10.0)
 """A group of Kafka's stands still until the session of its dead member has run out, which takes 6 s."""
 KILLS: Final = 0.75
 """Of the kills that there is time for so many must be made; an aim takes time, too."""
@@ -49,7 +50,7 @@ AIM_SECONDS: Final = 1.0
 REDRIVE_SECONDS: Final = 10
 DOWN_SECONDS: Final = 1.0
 """How long a broker that was killed is left for dead."""
-TWICE: Final[Mapping[str, tuple[str, ...]]] = {"postgres-kafka": ("savings-2", "coordinator-2")}
+TWICE: Final[Mapping[str, tuple[str, ...]]] = dict.fromkeys(ON_KAFKA, ("savings-2", "coordinator-2"))
 """Where partitions move between the members of a group there are groups of two."""
 CLOSED: Final = ("completed", "compensated")
 LEFT: Final = ("saga_outbox", "saga_outbox_delayed", "saga_outbox_blocked", "saga_queue", "saga_claim")
