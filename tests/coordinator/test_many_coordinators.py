@@ -236,3 +236,20 @@ async def test_a_move_from_a_wrong_guess_changes_zero_rows_and_ends_the_guessing
     assert loads(moves) == [*wrong, 1, 1, 1], "one wrong guess, and no other"
     assert participant.effects("x") == ["s1", "s2", "s3", "s4"]
     assert not participant.doubled()
+
+
+@pytest.mark.parametrize("stack", SERVERS, indirect=True)
+async def test_the_time_that_is_guessed_is_never_behind_the_databases(stack: Stack) -> None:
+    """P10: a slow answer to COMMIT is time that the instance has lived: else its first retry came too early."""
+    await stack.participant({"s1": [HELD]})
+    node = await stack.node(FOUR)
+    run = node.database.run
+
+    async def slow(function: Callable[[Connection], T], **how: Any) -> T:
+        answer = await run(function, **how)
+        await asyncio.sleep(0.3)
+        return answer
+
+    node.database.run = slow  # type: ignore[method-assign]
+    handle = await node.client.start(FOUR, Order(), id="x")
+    assert node.store.recent.take([handle.run_id])[handle.run_id].row.now_ms >= 300

@@ -48,7 +48,7 @@ def moved() -> MovedRow:
 def test_what_was_started_is_known_with_its_time_reckoned_on(
     clock: HandClock, instances: RecentInstances
 ) -> None:
-    instances.keep_new([new()])
+    instances.keep_new([new()], clock.seconds)
     clock.seconds += 1.5
     assert instances.take([RUN])[RUN].row == Loaded(
         RUN, "transfer", 1, "x", 1, "{}", b"{}", 1_500, 30_000, "running"
@@ -72,8 +72,8 @@ def test_what_another_process_moved_is_not_kept(instances: RecentInstances) -> N
     assert not instances.take([RUN])
 
 
-def test_an_instance_is_given_to_one_batch_at_a_time(instances: RecentInstances) -> None:
-    instances.keep_new([new()])
+def test_an_instance_is_given_to_one_batch_at_a_time(clock: HandClock, instances: RecentInstances) -> None:
+    instances.keep_new([new()], clock.seconds)
     assert instances.take([RUN]).keys() == {RUN}
     assert not instances.take([RUN])
 
@@ -81,8 +81,10 @@ def test_an_instance_is_given_to_one_batch_at_a_time(instances: RecentInstances)
 @pytest.mark.parametrize(
     "instance", [new(wakeup_ms=None), new(input=b" " * recent.BYTES_MAX)], ids=["closed", "large"]
 )
-def test_what_is_closed_or_large_is_not_kept(instances: RecentInstances, instance: NewInstance) -> None:
-    instances.keep_new([instance])
+def test_what_is_closed_or_large_is_not_kept(
+    clock: HandClock, instances: RecentInstances, instance: NewInstance
+) -> None:
+    instances.keep_new([instance], clock.seconds)
     assert not instances.take([RUN])
 
 
@@ -102,17 +104,19 @@ def test_after_a_wrong_guess_nothing_is_guessed_for_a_while(
     clock: HandClock, instances: RecentInstances
 ) -> None:
     other = UUID(int=2)
-    instances.keep_new([new()])
+    instances.keep_new([new()], clock.seconds)
     instances.mistaken()
-    instances.keep_new([new(other)])
+    instances.keep_new([new(other)], clock.seconds)
     assert not instances.take([RUN, other])
     clock.seconds += recent.DISTRUST_SECONDS
-    instances.keep_new([new(other)])
+    instances.keep_new([new(other)], clock.seconds)
     assert instances.take([other])
 
 
-def test_the_oldest_goes_first(instances: RecentInstances, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_goes_first(
+    clock: HandClock, instances: RecentInstances, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(recent, "INSTANCES_MAX", 2)
     runs = [UUID(int=number) for number in range(3)]
-    instances.keep_new(new(run) for run in runs)
+    instances.keep_new((new(run) for run in runs), clock.seconds)
     assert instances.take(runs).keys() == set(runs[1:])

@@ -145,8 +145,10 @@ class SqlCoordinatorStore:
         return work.changes(values)
 
     async def _load(self, run_ids: Collection[UUID]) -> dict[UUID, Known]:
-        rows = await self._database.run(lambda connection: self._sql.load(connection, run_ids), single=True)
-        at = self._recent.now()
+        def read(connection: Connection) -> tuple[float, Mapping[UUID, Loaded]]:
+            return self._recent.now(), self._sql.load(connection, run_ids)
+
+        at, rows = await self._database.run(read, single=True)
         return {run_id: Known(row, at, at) for run_id, row in rows.items()}
 
     def _advance(
@@ -249,16 +251,17 @@ class SqlClientStore:
     async def start(self, changes: Changes) -> tuple[frozenset[UUID], Sequence[StoredRow]]:
         failpoint("C1")
 
-        def transaction(connection: Connection) -> tuple[frozenset[UUID], Sequence[StoredRow]]:
+        def transaction(connection: Connection) -> tuple[float, tuple[frozenset[UUID], Sequence[StoredRow]]]:
+            at = self._database.clock.monotonic()
             started = self._sql.start(connection, changes)
             failpoint("C2")
-            return started
+            return at, started
 
         # one statement on PostgreSQL unless an id is known already; then the second one only reads
-        started = await self._database.run(transaction, lost_commit="C3", single=True)
+        at, started = await self._database.run(transaction, lost_commit="C3", single=True)
         failpoint("C4")
         if self._recent is not None and self._sql.decides_first:
-            self._recent.keep_new(new for new in changes.new if new.run_id in started[0])
+            self._recent.keep_new((new for new in changes.new if new.run_id in started[0]), at)
         return started
 
     async def start_in(self, session: Any, changes: Changes) -> frozenset[UUID]:

@@ -25,7 +25,11 @@ DISTRUST_SECONDS: Final = 10.0
 # Neither frozen nor made anew when its instance moves: two are taken and kept for every step.
 @dataclass(slots=True)
 class Known:
-    """An instance. Its `now_ms` was true at `at`, reckoned on from a reading of the database's clock at `anchor`."""
+    """An instance. Its `now_ms` was true at `at`, reckoned on from a reading of the database's clock at `anchor`.
+
+    Each is the time before the question was sent: a slow answer is time that has passed, and what is reckoned on from
+    its arrival would be behind, and what is due early.
+    """
 
     row: Loaded
     at: float
@@ -77,12 +81,11 @@ class RecentInstances:
                 )
                 self.keep(of)
 
-    def keep_new(self, instances: Iterable[NewInstance]) -> None:
-        """Keep what was inserted just now: its time begins here."""
-        now = self._clock.monotonic()
+    def keep_new(self, instances: Iterable[NewInstance], at: float) -> None:
+        """Keep what was inserted: its time begins with the statement that was sent `at` that local time."""
         for new in instances:
             row = Loaded(*new[:4], 1, new.state, new.input, 0, new.wakeup_ms, new.status)
-            self.keep(Known(row, now, now))
+            self.keep(Known(row, at, at))
 
     def keep(self, known: Known) -> None:
         """Keep an instance unless it is closed or large."""
