@@ -147,8 +147,6 @@ class Statements:
         """Return database time."""
         return self.clock.now()
 
-    load_locked: Select[Any] = LOAD.with_for_update()
-
     def _these(self, run_ids: Collection[UUID]) -> dict[str, Any]:
         return {"b_namespace": self.namespace, "b_runs": sorted(run_ids)}
 
@@ -157,8 +155,8 @@ class Statements:
     def load(
         self, connection: Connection, run_ids: Collection[UUID], *, lock: bool = False
     ) -> dict[UUID, Loaded]:
-        """Load instances; `lock` takes them in id order (PG-8)."""
-        rows = connection.execute(self.load_locked if lock else LOAD, self._these(run_ids)).all()
+        """Load instances; `lock` takes them in id order (PG-8), where the transaction does not hold the only writer."""
+        rows = connection.execute(LOAD, self._these(run_ids)).all()
         now = self.now(connection)
         return {
             row.run_id: Loaded(
